@@ -71,7 +71,7 @@ def write_jsonl(path: str | Path, rows):
 
 def read_jsonl(path: str | Path) -> list[dict]:
     "Read a file written by `write_jsonl`."
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 # %% ../nbs/00_core.ipynb #78bddbaf
 def sha256_file(path: str | Path) -> str:
