@@ -87,15 +87,23 @@ def contrastive_loss(similarity: Tensor, keep: Tensor | None = None, smoothing: 
     return (one_way(similarity, keep) + one_way(similarity.T, keep.T)) / 2
 
 # %% ../nbs/05_fvta.ipynb #11bba503
-def gather_rows(x: Tensor) -> Tensor:
-    "Concatenate the rows of all processes, in rank order, with gradients; `x` itself when there is one process."
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1: return x
-    if not x.requires_grad:
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
-    return torch.cat(all_gather(x.contiguous()))
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    "Concatenate the rows of all processes, in rank order, with gradients; `x` itself when there is one process."
+    return _AllGather.apply(x) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else x
 
 
 class FVTA(nn.Module):
