@@ -65,7 +65,7 @@ class AnswerGenerator(nn.Module):
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         "Sum of the cross entropies of all answer tokens, and their number; `labels` (B, T) with -100 where nothing is to be learned."
         with torch.autocast(v.device.type, enabled=False):
-            logits = self.t5(**self.inputs(v, q, lengths, types), labels=labels).logits
+            logits = self.t5(**self.inputs(v, q, lengths, types), decoder_input_ids=self.t5._shift_right(labels)).logits
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), (labels != -100).sum()
 
     @torch.no_grad()
@@ -83,7 +83,8 @@ class AnswerGenerator(nn.Module):
             out = []
             for labels in candidates.split(1):
                 labels = labels[labels != -100].repeat(len(v), 1)
-                logits = self.t5(encoder_outputs=memory, attention_mask=inputs["attention_mask"], labels=labels).logits
+                logits = self.t5(encoder_outputs=memory, attention_mask=inputs["attention_mask"],
+                                 decoder_input_ids=self.t5._shift_right(labels)).logits
                 out.append(logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0].mean(1))
             return torch.stack(out, dim=1)
 
