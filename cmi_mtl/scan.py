@@ -42,10 +42,10 @@ def _step_size(delta, delta_bias, delta_softplus):
     return F.softplus(delta) if delta_softplus else delta
 
 
-def _torch_scan(recurrence, u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
-    "The whole operation around a `recurrence`, in plain torch."
+def _reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
+    "The whole operation in plain torch and autograd."
     if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
-    y = recurrence(u, _step_size(delta, delta_bias, delta_softplus), A, B, C)
+    y = _recurrence(u, _step_size(delta, delta_bias, delta_softplus), A, B, C)
     if D is not None: y = y + D[:, None] * u
     return y if z is None else y * F.silu(z)
 
@@ -69,74 +69,121 @@ def hidden_attention(delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fal
     return M
 
 # %% ../nbs/04_scan.ipynb #08d95180
-CHUNK = 8              # positions whose states are held at once
+CHUNK = 16             # positions whose states are held at once
 CHUNK_STATES = 2**15   # about that many state numbers (batch items x d x n) are worked on at once
 
 
-def _chunk_states(u, delta, A, B, h):
-    "Decays exp(delta A) and states of one chunk, (k, batch, n, d), from the state `h` (batch, n, d) before it."
-    decay = (delta[:, :, None] * A).exp_()
-    states = (delta * u)[:, :, None] * B[..., None]
+def _pieces(batch, L, states):
+    "Slices of the batch and, for each, of the positions; `states` = d n."
+    group = max(1, CHUNK_STATES // states)
+    return [slice(b, b + group) for b in range(0, batch, group)], [slice(t, t + CHUNK) for t in range(0, L, CHUNK)]
+
+
+def _turn(x, b):
+    "Items `b` of (batch, d or n, L) as (L, items, d or n). One 2-d transpose: torch does that in blocks."
+    return None if x is None else x[b].flatten(0, 1).t().contiguous().unflatten(1, (-1, x.shape[1]))
+
+
+def _turn_back(x): return x.flatten(1).t().unflatten(0, x.shape[1:])
+
+
+def _chunk_states(soft, bias, u, delta, A, B, h):
+    "Step sizes (k, items, d), decays and states (k, items, n, d) of one chunk after the state `h` (items, n, d)."
+    step = delta if bias is None else delta + bias
+    if soft: step = F.softplus(step)
+    decay = (step[:, :, None] * A).exp_()
+    states = (step * u)[:, :, None] * B[..., None]
     for k in range(len(states)): h = states[k].addcmul_(decay[k], h)
-    return decay, states
+    return step, decay, states
 
 
-def _chunk_backward(u, delta, A, B, C, start, dy, g, dB, dC):
-    "One chunk of the backward pass: fills dB and dC; gives du, ddelta, dA and the gradient that goes on to the chunk before."
-    decay, states = _chunk_states(u, delta, A, B, start)
-    torch.matmul(states, dy[..., None], out=dC[..., None])
+def _chunk_output(u, C, D, states):
+    y = (C[:, :, None] @ states).squeeze(2)
+    return y if D is None else y.addcmul_(D, u)
+
+
+def _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g):
+    "du, dstep, dB, dC, dA of one chunk from `dy` and `g`, the gradient of its last state; and `g` for the chunk before."
+    dC = (states @ dy[..., None]).squeeze(3)
     grad = C[..., None] * dy[:, :, None]
     grad[-1] += g
     for k in range(len(grad) - 2, -1, -1): grad[k].addcmul_(decay[k + 1], grad[k + 1])
-    torch.matmul(grad, (delta * u)[..., None], out=dB[..., None])
+    dB = (grad @ (step * u)[..., None]).squeeze(3)
     to_input = (B[:, :, None] @ grad).squeeze(2)
     back = grad.mul_(decay)
     g = back[0].clone()
     back[1:] *= states[:-1]
     back[0] *= start
-    ddelta = (back * A).sum(2).addcmul_(u, to_input)
-    return delta * to_input, ddelta, back.mul_(delta[:, :, None]).sum((0, 1)), g
+    dstep = (back * A).sum(2).addcmul_(u, to_input)
+    return step * to_input, dstep, dB, dC, back.mul_(step[:, :, None]).sum((0, 1)), g
+
+
+def _chunk_backward(soft, bias, A, D, start, g, u, delta, B, C, z, dy):
+    "Gradients of one chunk (du, ddelta, dB, dC, dz), its part of the sums (dA, dD, dbias), and `g` for the chunk before."
+    step, decay, states = _chunk_states(soft, bias, u, delta, A, B, start)
+    dz = dD = None
+    if z is not None:
+        s = torch.sigmoid(z)
+        dz = _chunk_output(u, C, D, states).mul_(dy).mul_(s * (1 + z * (1 - s)))
+        dy = dy * z * s
+    du, ddelta, dB, dC, dA, g = _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g)
+    if D is not None:
+        du.addcmul_(D, dy)
+        dD = (dy * u).sum((0, 1))
+    if soft: ddelta *= torch.sigmoid(delta if bias is None else delta + bias)
+    return (du, ddelta, dB, dC, dz), (dA, dD, ddelta.sum((0, 1))), g
 
 
 class _Chunked(torch.autograd.Function):
-    "The recurrence with states recomputed chunk by chunk. Inside, positions come first: (L, batch, d) and (L, batch, n)."
+    "The whole operation but lengths, with states recomputed chunk by chunk."
 
     @staticmethod
-    def _pieces(L, batch, states):
-        group = max(1, CHUNK_STATES // states)
-        return ([slice(b, b + group) for b in range(0, batch, group)], [slice(t, t + CHUNK) for t in range(0, L, CHUNK)])
-
-    @staticmethod
-    def forward(ctx, u, delta, A, B, C):
-        u, delta, B, C = (x.permute(2, 0, 1).contiguous() for x in (u, delta, B, C))
-        A = A.t().contiguous()
-        (L, batch, d), n = u.shape, len(A)
-        groups, chunks = _Chunked._pieces(L, batch, d * n)
-        y, starts = torch.empty_like(u), u.new_zeros(len(chunks), batch, n, d)
+    def forward(ctx, soft, u, delta, A, B, C, D, z, delta_bias):
+        (batch, d, L), n = u.shape, A.shape[1]
+        groups, chunks = _pieces(batch, L, d * n)
+        y, starts, A_t = u.new_empty(u.shape), u.new_zeros(len(chunks), batch, n, d), A.t().contiguous()
         for b in groups:
+            u_b, delta_b, B_b, C_b, z_b = (_turn(x, b) for x in (u, delta, B, C, z))
+            y_b = torch.empty_like(u_b)
             for i, t in enumerate(chunks):
-                _, states = _chunk_states(u[t, b], delta[t, b], A, B[t, b], starts[i, b])
-                torch.matmul(C[t, b, None], states, out=y[t, b, None])
+                _, _, states = _chunk_states(soft, delta_bias, u_b[t], delta_b[t], A_t, B_b[t], starts[i, b])
                 if i + 1 < len(chunks): starts[i + 1, b] = states[-1]
-        ctx.save_for_backward(u, delta, A, B, C, starts)
-        return y.permute(1, 2, 0)
+                y_b[t] = _chunk_output(u_b[t], C_b[t], D, states)
+                if z is not None: y_b[t] *= F.silu(z_b[t])
+            y[b] = _turn_back(y_b)
+        ctx.soft = soft
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, starts)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        u, delta, A, B, C, starts = ctx.saved_tensors
-        dy = dy.permute(2, 0, 1).contiguous()
-        du, ddelta, dB, dC, dA = (torch.empty_like(x) for x in (u, delta, B, C, A))
-        dA.zero_()
-        groups, chunks = _Chunked._pieces(*u.shape[:2], A.numel())
+        u, delta, A, B, C, D, z, delta_bias, starts = ctx.saved_tensors
+        wholes = [None if x is None else x.new_empty(x.shape) for x in (u, delta, B, C, z)]
+        A_t = A.t().contiguous()
+        sums = torch.zeros_like(A_t), *u.new_zeros(2, u.shape[1])
+        groups, chunks = _pieces(u.shape[0], u.shape[2], A.numel())
         with torch.autocast(u.device.type, enabled=False):
             for b in groups:
                 g = torch.zeros_like(starts[0, b])
+                turned = [_turn(x, b) for x in (u, delta, B, C, z, dy)]
+                grads = [None if x is None else torch.empty_like(x) for x in turned[:5]]
                 for i, t in reversed(list(enumerate(chunks))):
-                    du[t, b], ddelta[t, b], to_A, g = _chunk_backward(
-                        u[t, b], delta[t, b], A, B[t, b], C[t, b], starts[i, b], dy[t, b], g, dB[t, b], dC[t, b])
-                    dA += to_A
-        return du.permute(1, 2, 0), ddelta.permute(1, 2, 0), dA.t(), dB.permute(1, 2, 0), dC.permute(1, 2, 0)
+                    parts, to_sums, g = _chunk_backward(ctx.soft, delta_bias, A_t, D, starts[i, b], g,
+                                                        *(None if x is None else x[t] for x in turned))
+                    for grad, part in zip(grads, parts):
+                        if part is not None: grad[t] = part
+                    for total, part in zip(sums, to_sums):
+                        if part is not None: total += part
+                for whole, grad in zip(wholes, grads):
+                    if grad is not None: whole[b] = _turn_back(grad)
+        (du, ddelta, dB, dC, dz), (dA, dD, dbias) = wholes, sums
+        return None, du, ddelta, dA.t(), dB, dC, None if D is None else dD, dz, None if delta_bias is None else dbias
+
+
+def _chunked_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
+    if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
+    return _Chunked.apply(delta_softplus, u, delta, A, B, C, D, z, delta_bias)
 
 # %% ../nbs/04_scan.ipynb #c2679259
 _C_MATH = r"""
@@ -278,7 +325,8 @@ int scan_backward(long first, long stride, long batch, long dim, long L, long n,
         for (long d = from; d < to; d++) {
             long row = (b * dim + d) * L, bc = b * L * n, tail = (L - len) * sizeof(real);
             const real *x = u + row, *raw = delta + row, *up = dout + row, *gate = z + row;
-            real *dx = du + row, *ddt = ddelta + row, shift = bias ? bias[d] : 0, skip = D ? D[d] : 0, sum_D = 0, sum_bias = 0;
+            real *dx = du + row, *ddt = ddelta + row, sum_D = 0, sum_bias = 0;
+            const real shift = bias ? bias[d] : 0, skip = D ? D[d] : 0;
             step_sizes(len, soft, shift, raw, dt);
             FOR_N(sweep(N, len, 1, A + d * n, B + bc, C + bc, dt, x, states, decay, y));
             if (z) {
@@ -476,17 +524,17 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     with torch.autocast(u.device.type, enabled=False):
         inputs = (delta, A, B, C, D, z, delta_bias)
         if path == "cuda": return _cuda_scan(u, *inputs, delta_softplus, lengths)
+        scan = {"compiled": _compiled_scan, "chunked": _chunked_scan, "reference": _reference_scan}[path]
         real = [None if x is None else x.to(_computed_in(u)) for x in (u, *inputs)]
-        if path == "compiled": return _compiled_scan(*real, delta_softplus, lengths).to(u.dtype)
-        recurrence = _Chunked.apply if path == "chunked" else _recurrence
-        return _torch_scan(recurrence, *real, delta_softplus, lengths).to(u.dtype)
+        return scan(*real, delta_softplus, lengths).to(u.dtype)
 
 # %% ../nbs/04_scan.ipynb #d058b7cd
 def causal_conv1d(x, weight, bias=None, activation=None):
-    """Depthwise causal convolution: y[:, c, t] = bias[c] + sum_k weight[c, k] x[:, c, t - (width - 1) + k], zeros before t = 0.
+    """Depthwise causal convolution: y_t = bias + sum_k weight[:, k] x_(t - width + 1 + k), with zeros before position 0.
 
     x: (batch, d, L), weight: (d, width), bias: (d,) or None, activation: None or "silu". Returns (batch, d, L). On CUDA the
-    package causal_conv1d computes it when installed (width 2 to 4), else torch. Raises `InputError` for another activation."""
+    package causal_conv1d computes it when installed (width 2 to 4), else torch. Raises `InputError` for another
+    activation."""
     if activation not in (None, "silu"):
         raise InputError(Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'"))
     if x.is_cuda and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
