@@ -14,6 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from .cifr import masked_mean
 from .core import InputError, Problem, seed_everything
+from .encoders import additive_mask
 
 # %% ../nbs/07_ffae.ipynb #50c7963c
 class AnswerClassifier(nn.Module):
@@ -57,13 +58,14 @@ class AnswerGenerator(nn.Module):
         self.type_embedding = nn.Parameter(torch.randn(2, config.d_model) * 0.02)
 
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
-        "What T5's encoder reads: embeddings (B, N + L, d_model) and their mask."
+        "What T5's encoder reads: embeddings (B, N + L, d_model) and their additive mask (B, 1, 1, N + L)."
         x = self.project(torch.cat([v, q], dim=1).float()) + (types.float() @ self.type_embedding)[:, None]
         mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
-        return {"inputs_embeds": x, "attention_mask": mask.long()}
+        return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        "Sum of the cross entropies of all answer tokens, and their number; `labels` (B, T) with -100 where nothing is to be learned."
+        """Sum of the cross entropies of all answer tokens, and their number; `labels` (B, T) with -100 where nothing is to be
+        learned. At least one row is needed: a batch without an open question brings one whose labels are all -100."""
         with torch.autocast(v.device.type, enabled=False):
             logits = self.t5(**self.inputs(v, q, lengths, types), decoder_input_ids=self.t5._shift_right(labels)).logits
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), (labels != -100).sum()
@@ -105,8 +107,8 @@ def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
     return total * dist.get_world_size() / count.clamp(min=1)
 
 
-def joint_loss(cls: Tensor, vtc: Tensor | None = None, gen: Tensor | None = None, type: Tensor | None = None,
+def joint_loss(cls: Tensor, vtc: Tensor | None = None, gen: Tensor | None = None, kind: Tensor | None = None,
                alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5) -> Tensor:
-    "L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type); a part that is switched off is None."
-    aux = (0 if gen is None else gen) + (0 if type is None else gamma * type)
+    "L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type), `kind` being L_type; a part that is switched off is None."
+    aux = (0 if gen is None else gen) + (0 if kind is None else gamma * kind)
     return cls + (0 if vtc is None else alpha * vtc) + beta * aux

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from .core import InputError, Problem, find_weights, seed_everything
+from .core import InputError, Problem, seed_everything
+from .encoders import load_encoder
 
 # %% ../nbs/05_fvta.ipynb #1cb96580
 class QFormer(nn.Module):
@@ -48,10 +49,8 @@ class KeyReport(NamedTuple):
 def load_bert_into_qformer(qformer: QFormer, bert: str | nn.Module) -> KeyReport:
     """Copy the self-attention and feed-forward weights of a BERT (folder, hub name or model) into the Q-Former.
 
-    Raises `InputError` when the widths differ."""
-    if isinstance(bert, str):
-        from transformers import AutoModel
-        bert = AutoModel.from_pretrained(find_weights(bert), dtype=torch.float32)
+    Raises `InputError` when the widths differ or the BERT has fewer layers."""
+    if not isinstance(bert, nn.Module): bert = load_encoder(str(bert))
     source, target = bert.state_dict(), qformer.layers.state_dict()
     rename = {k: k.replace(".attention.self.", ".attention.attention.").replace(".intermediate.", ".intermediate_query.", 1) for k in source}
     for k, v in rename.items():
@@ -62,6 +61,8 @@ def load_bert_into_qformer(qformer: QFormer, bert: str | nn.Module) -> KeyReport
         if t.shape != target[name].shape:
             raise InputError(Problem(f"Q-Former parameter {name}", f"has shape {tuple(target[name].shape)}, BERT's has {tuple(t.shape)}",
                                      "Give the Q-Former the hidden size and intermediate size of that BERT"))
+    if lacking := [k for k in target if k not in fits and "crossattention" not in k]:
+        raise InputError(Problem(f"Q-Former parameter {lacking[0]}", "this BERT has none for it", "Give the Q-Former no more layers than the BERT"))
     qformer.layers.load_state_dict(fits, strict=False)
     return KeyReport(sorted(fits), sorted(set(target) - set(fits)), sorted(k for k, v in rename.items() if v not in target))
 
@@ -120,13 +121,16 @@ class FVTA(nn.Module):
     def forward(self, image_tokens: Tensor) -> Tensor: return self.qformer(image_tokens)
 
     @property
-    def temperature(self) -> Tensor: return self.log_temperature.exp().clamp(0.01, 0.5)
+    def temperature(self) -> Tensor:
+        x = self.log_temperature
+        return (x + (x.clamp(math.log(0.01), math.log(0.5)) - x).detach()).exp()     # bounded; the gradient passes
 
     def similarity(self, queries: Tensor, question_cls: Tensor) -> Tensor:
         "(B, B'): for each image and question the best query's cosine, over the temperature."
-        f = F.normalize(self.project_image(queries).float(), dim=-1)
-        q = F.normalize(self.project_text(question_cls).float(), dim=-1)
-        return torch.einsum("ikd,jd->ijk", gather_rows(f), gather_rows(q)).amax(-1) / self.temperature
+        with torch.autocast(queries.device.type, enabled=False):
+            f = F.normalize(self.project_image(queries.float()), dim=-1)
+            q = F.normalize(self.project_text(question_cls.float()), dim=-1)
+            return torch.einsum("ikd,jd->ijk", gather_rows(f), gather_rows(q)).amax(-1) / self.temperature
 
     def loss(self, queries: Tensor, question_cls: Tensor, image_ids: Tensor, question_ids: Tensor) -> Tensor:
         keep = negatives_mask(gather_rows(image_ids), gather_rows(question_ids)) if self.mend_negatives else None
