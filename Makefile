@@ -1,35 +1,57 @@
-# `make run` does the main job, `make test` runs all tests. Both make the environment when it is missing.
-DATASET ?= phantom
-SEED ?= 0
-VARIANT ?= cmi_mtl
-ARGS ?=
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SHARED := $(abspath ../shared)
-export CMI_MTL_DATA ?= $(if $(wildcard $(SHARED)/datasets),$(SHARED)/datasets)
-export CMI_MTL_WEIGHTS ?= $(if $(wildcard $(SHARED)/weights),$(SHARED)/weights)
-export TOKENIZERS_PARALLELISM ?= false
+# `make run` does the main job, `make test` runs all tests. Both make the environment first when it is missing.
+override DATASET := $(or $(DATASET),phantom)
+override VARIANT := $(or $(VARIANT),cmi_mtl)
+override SEED := $(or $(SEED),0)
+IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p $(IS_311) && echo $$p && break; done),python3)
 BIN := .venv/bin
 
-.PHONY: run test tables readme clean
+# Data and weights: what the environment names, else what lies in ../shared. An empty variable counts as none.
+CMI_MTL_DATA := $(or $(CMI_MTL_DATA),$(wildcard $(abspath ../shared)/datasets))
+CMI_MTL_WEIGHTS := $(or $(CMI_MTL_WEIGHTS),$(wildcard $(abspath ../shared)/weights))
+TOKENIZERS_PARALLELISM := false
+PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK
+
+.PHONY: help run test readme clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run                    train on the phantom data, score, show the result (under 10 minutes)'
+	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also VARIANT=name SEED=1'
+	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
+	@echo 'make test                   run all tests: the notebooks, then tests/'
+	@echo 'make readme                 make README.md from nbs/index.ipynb'
+	@echo 'make clean                  delete the environment; runs/ stays'
+	@echo 'The first call makes the environment in .venv: about 3 minutes, 2 GB. Python 3.11 and pip are all it needs.'
 
 run: .venv/ready
-	$(BIN)/python -m cmi_mtl.run nbs/experiments/train.ipynb -p dataset $(DATASET) -p variant $(VARIANT) -p seed $(SEED) \
+	@$(BIN)/python -m cmi_mtl.run nbs/experiments/train.ipynb -p dataset $(DATASET) -p variant $(VARIANT) -p seed $(SEED) \
 	  -p data_options '{}' -p epochs null $(ARGS)
 
 test: .venv/ready
-	$(BIN)/nbdev_test --n_workers 2 --pause 0.2
-	$(BIN)/python -m pytest
+	@echo 'tests, part 1 of 2: the notebooks'
+	@$(BIN)/nbdev_test --n_workers 2 --pause 0.2 --do_print --timing
+	@echo 'tests, part 2 of 2: tests/'
+	@$(BIN)/python -m pytest
 
 readme: .venv/ready
-	$(BIN)/python tests/readme.py
+	@$(BIN)/python tests/readme.py
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv build *.egg-info
 
+# A .venv that is half made, or of another Python, is made anew. Where Python comes without ensurepip (Debian), its own pip
+# puts one there.
 .venv/ready: pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: Python 3.11 is needed, {sys.executable} is {v[0]}.{v[1]}. Give its path: make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv .venv
-	@echo "installing the pinned packages (about 3 minutes, 2 GB)"
-	$(BIN)/python -m pip install --progress-bar off -q -c .ci/constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --progress-bar off -q -c .ci/constraints.txt -e '.[dev]'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: Python 3.11 is needed, {sys.executable} is {v[0]}.{v[1]}. Give the path of one: make PYTHON=/path/to/python3.11")' \
+	  || { command -v $(PYTHON) >/dev/null || echo 'error: there is no $(PYTHON). Install Python 3.11, or give its path: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(BIN)/python $(IS_311) && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo 'making the environment in .venv'; \
+	  if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear .venv; \
+	  else $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install -q pip; fi; }
+	@echo 'installing the pinned packages, 1 of 2: torch'
+	@$(BIN)/python -m pip install -c .ci/constraints.txt torch==2.13.0
+	@echo 'installing the pinned packages, 2 of 2: the others'
+	@$(BIN)/python -m pip install -c .ci/constraints.txt -e '.[dev]'
 	@touch $@

@@ -115,7 +115,7 @@ def pick_device(name: str | None = None) -> torch.device:
     "`name` if given, else CUDA where there is one, else the CPU. Raises `InputError` for a device that is not there."
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise InputError(Problem(f"device={name!r}", str(e).splitlines()[0], "Use 'cpu', 'cuda' or 'cuda:N'")) from e
     return device

@@ -6,7 +6,7 @@
 __all__ = ['run_notebook', 'run_folder', 'main']
 
 # %% ../nbs/14_run.ipynb #a41c67e2
-import argparse, difflib, json, os, sys
+import argparse, difflib, json, os, re, sys
 from pathlib import Path
 
 from .core import InputError, Problem
@@ -33,8 +33,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
     problems = [Problem(f"parameter {p!r}", f"{notebook.name} has none of that name",
                         f"Did you mean {close[0]!r}" if (close := difflib.get_close_matches(p, known, 1)) else f"It takes {', '.join(sorted(known))}")
                 for p in parameters if p not in known]
-    if output.parent.exists() and not output.parent.is_dir():
-        problems.append(Problem(str(output.parent), "is a file, a folder is needed", "Name another output folder"))
+    above = next(p for p in (output.parent, *output.absolute().parents) if p.exists())
+    if not above.is_dir(): problems.append(Problem(str(above), "is a file, a folder is needed", "Name another output folder"))
     if problems: raise InputError(problems)
     output.parent.mkdir(parents=True, exist_ok=True)
     if "folder" in known: parameters = {**parameters, "folder": str(output.parent)}
@@ -51,29 +51,41 @@ def _value(text: str):
 def run_folder(notebook: str | Path, parameters: dict) -> Path:
     "`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters."
     p = parameters
-    return Path("runs") / Path(notebook).stem / str(p.get("dataset") or "phantom") / str(p.get("variant") or "cmi_mtl") / f"seed{p.get('seed') or 0}"
+    parts = str(p.get("dataset") or "phantom"), str(p.get("variant") or "cmi_mtl"), f"seed{p.get('seed') or 0}"
+    if odd := [x for x in parts if not re.fullmatch(r"\w[\w.+=-]*", x)]:
+        raise InputError([Problem(repr(x), "cannot be the name of a run's folder", "Use letters, digits and _ . + = -") for x in odd])
+    return Path("runs", Path(notebook).stem, *parts)
+
+
+def _failure(e: BaseException) -> str:
+    "Which cell failed and why; '' for what papermill does not raise."
+    if type(e).__name__ == "PapermillExecutionError":
+        line = next((x for x in e.source.splitlines() if x.strip() and not x.startswith("#")), "")
+        return f"cell [{e.exec_count}] ({line!r}) failed: {e.ename}: {e.evalue}"
+    if type(e).__name__ == "DeadKernelError": return "its kernel died, often for want of memory. The last cell with an output is where"
+    return "interrupted" if isinstance(e, KeyboardInterrupt) else ""
 
 
 def main(argv: list[str] | None = None) -> int:
-    "The command line. Returns 0, or 2 for bad input, 1 for a cell that failed, each said on stderr."
+    "The command line. Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on stderr."
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.run", description="Run an experiment notebook, strictly.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; the value is JSON or text")
     parser.add_argument("--out", type=Path, help="folder for the executed notebook and what it writes")
     args = parser.parse_args(argv)
     parameters = {k: _value(v) for k, v in args.p}
-    folder = args.out or run_folder(args.notebook, parameters)
-    output = folder / args.notebook.name
     os.environ["PYTHONUNBUFFERED"] = "1"
-    try: run_notebook(args.notebook, output, parameters)
+    try:
+        folder = args.out or run_folder(args.notebook, parameters)
+        output = folder / args.notebook.name
+        run_notebook(args.notebook, output, parameters)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except Exception as e:
-        if type(e).__name__ != "PapermillExecutionError": raise
-        print(f"error: cell {e.cell_index} of {args.notebook} failed: {e.ename}: {e.evalue}\nThe partial notebook, with that cell marked: {output}",
-              file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as e:
+        if not (why := _failure(e)): raise
+        print(f"error: {args.notebook}, {why}\nThe partial notebook: {output}", file=sys.stderr)
+        return 130 if isinstance(e, KeyboardInterrupt) else 1
     print(f"executed notebook: {output}")
     if (folder / "record.json").exists(): print(f"run record:        {folder / 'record.json'}")
     return 0

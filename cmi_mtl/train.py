@@ -63,7 +63,7 @@ class Settings:
 
 
 RECIPES = {
-    "tiny": dict(epochs=24, batch_size=32, learning_rate=1e-3, augment=0.1),
+    "tiny": dict(epochs=12, batch_size=32, learning_rate=1e-3, augment=0.1),
     "compact": dict(epochs=8, batch_size=32, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
     "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0, classifier_factor=50.0, augment=0.1, mixed_precision="fp16"),
 }
@@ -82,16 +82,22 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     problems = [Problem(f"setting {name!r}", "unknown", f"Known are {', '.join(sorted(known))}") for name in given if name not in known]
     if problems: raise InputError(problems)
     s = Settings(**{**RECIPES[preset], **own, **given, "dataset": dataset, "preset": preset})
-    positive = lambda v: isinstance(v, (int, float)) and v > 0
-    checks = [("epochs", isinstance(s.epochs, int) and s.epochs > 0, "a whole number of at least 1"),
-              ("batch_size", isinstance(s.batch_size, int) and s.batch_size > 1, "a whole number of at least 2 (L_vtc compares rows)"),
-              ("seed", isinstance(s.seed, int), "a whole number"), ("learning_rate", positive(s.learning_rate), "a number above 0"),
-              ("validation_fraction", positive(s.validation_fraction) and s.validation_fraction < 1, "between 0 and 1"),
-              ("carve_by", s.carve_by in ("question", "image"), "'question' or 'image'"),
-              ("augment", isinstance(s.augment, (int, float)) and 0 <= s.augment < 1, "0 (none) or a share below 1"),
-              ("mixed_precision", s.mixed_precision in ("no", "fp16", "bf16"), "'no', 'fp16' or 'bf16'"),
-              ("clip", positive(s.clip), "a number above 0"), ("num_beams", isinstance(s.num_beams, int) and s.num_beams > 0, "1 or more"),
-              ("augment", not (s.augment and s.freeze_encoders and not s.train_last), "0 when the encoders are frozen: their tokens are kept")]
+    whole = lambda low: lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+    between = lambda low, high: lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v < high
+    positive = lambda v: between(0, math.inf)(v) and v > 0
+    one_of = lambda *known: lambda v: v in known
+    rules = {"a whole number of at least 0": (whole(0), "seed train_last"), "a whole number of at least 1": (whole(1), "epochs num_beams"),
+             "a whole number of at least 2 (L_vtc compares rows)": (whole(2), "batch_size"),
+             "a number above 0": (positive, "learning_rate clip multimodal_factor classifier_factor"),
+             "a number of at least 0": (between(0, math.inf), "weight_decay"), "0 (none) or a share below 1": (between(0, 1), "augment warmup"),
+             "between 0 and 1": (lambda v: positive(v) and v < 1, "validation_fraction"),
+             "true or false": (lambda v: isinstance(v, bool), "freeze_encoders refit"),
+             "names with values, such as {'seed': 1}": (lambda v: isinstance(v, dict), "data_options model_options"),
+             "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
+             "'question' or 'image'": (one_of("question", "image"), "carve_by"),
+             "'no', 'fp16' or 'bf16'": (one_of("no", "fp16", "bf16"), "mixed_precision")}
+    checks = [(name, ok(getattr(s, name)), rule) for rule, (ok, names) in rules.items() for name in names.split()]
+    checks = [("augment", not (s.augment and s.freeze_encoders and not s.train_last), "0 when the encoders are frozen: their tokens are kept"), *checks]
     problems = [Problem(f"{name}={getattr(s, name)!r}", "out of range", f"It must be {rule}") for name, ok, rule in checks if not ok]
     if problems: raise InputError(problems)
     return s
@@ -346,8 +352,11 @@ def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = Non
     samples = carve_validation(samples, s.validation_fraction, s.seed, s.carve_by)
     if missing := [x for x in ("train", "validation", "test") if not any(a.split == x for a in samples)]:
         raise InputError(Problem(f"dataset={s.dataset!r}", f"no question in split {', '.join(missing)}", "Give each split some questions"))
-    pick_device(s.device)
-    accelerator = Accelerator(cpu=s.device == "cpu", mixed_precision=s.mixed_precision)
+    device = pick_device(s.device)
+    if device.type == "cpu" and s.mixed_precision == "fp16":
+        raise InputError(Problem("mixed_precision='fp16'", "it needs a GPU", "Use 'no' or 'bf16' on a CPU"))
+    if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=s.mixed_precision)
     frozen, history = s.freeze_encoders and not s.train_last, []
     save = lambda rows: write_jsonl(folder / "history.jsonl", rows)
     rows = lambda *splits: [i for i, x in enumerate(samples) if x.split in splits]

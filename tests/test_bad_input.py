@@ -159,7 +159,7 @@ def test_files_and_folders_that_are_not_there(root):
 
 
 def test_names_and_options(root):
-    says(refused(root, "radpath"), "dataset='radpath'", "unknown data set", "ovqa, slake, table, vqa_rad, vqa_rad_hub")
+    says(refused(root, "radpath"), "dataset='radpath'", "unknown data set", "ovqa, ", "slake, table, vqa_rad, vqa_rad_hub")
     says(refused(root, "table"), "dataset='table'", "no file given", "Give the path of your CSV or JSONL file")
     says(refused(root, "slake", root, colour="red"), "option colour", "unknown for slake", "It takes language")
     says(refused(root, "slake", root, language="fr"), "language='fr'", "SLAKE has no such language", "'en' or 'zh'")
