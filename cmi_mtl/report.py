@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, Problem, read_jsonl, write_json
+from .core import InputError, Problem, atomic_path, read_jsonl, write_json
 from .metrics import format_score
 
 # %% ../nbs/13_report.ipynb #8d8e52e7
@@ -20,7 +20,8 @@ QUESTION_COLUMNS = ("qid", "image_id", "answer_type", "question_type", "linked_i
 
 def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     """Copy a finished run's record, and its per-question correctness without any text, to
-    `records/<experiment>-<dataset>-<variant>-seed<k>.json`. Raises `InputError` when the run is not finished."""
+    `records/<experiment>-<dataset>-<variant>-seed<k>.json`; of the first phantom run also the picture of its answers. Raises
+    `InputError` when the run is not finished."""
     run = Path(run)
     for name in ("record.json", "predictions.jsonl"):
         if not (run / name).is_file(): raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
@@ -30,6 +31,8 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     s = record["settings"]
     target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}-seed{s['seed']}.json"
     write_json(target, record)
+    if s["dataset"] == "phantom" and s["variant"] == "cmi_mtl" and s["seed"] == 0 and (run / "answers.png").is_file():
+        with atomic_path(Path(records).parent / "phantom_answers.png") as tmp: tmp.write_bytes((run / "answers.png").read_bytes())
     return target
 
 
