@@ -26,7 +26,7 @@ def majority(samples: list[VQASample], refit: bool = False) -> dict:
     return score(_rows(test, [answer] * len(test)))
 
 
-def question_only(samples: list[VQASample], refit: bool = False, strengths: tuple = (1, 10, 100, 1000)) -> dict:
+def question_only(samples: list[VQASample], refit: bool = False, strengths: tuple = (1, 10, 100)) -> dict:
     """Test scores of a logistic regression on the question's words; C is the one of `strengths` that validates best. `refit`
     trains it again on train and validation together."""
     train, validation, test = _splits(samples, False)

@@ -63,11 +63,11 @@ class Settings:
 
 
 RECIPES = {
-    "tiny": dict(epochs=12, batch_size=32, learning_rate=1e-3, augment=0.1),
+    "tiny": dict(epochs=8, batch_size=32, learning_rate=1e-3, augment=0.1),
     "compact": dict(epochs=8, batch_size=32, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
     "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0, classifier_factor=50.0, augment=0.1, mixed_precision="fp16"),
 }
-DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": dict(refit=True)}
+DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": dict(refit=True, epochs=12)}
 
 
 def make_settings(dataset: str = "phantom", preset: str | None = None, **given) -> Settings:
@@ -197,15 +197,23 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
     except OSError as e:
         raise InputError(Problem(f"preset={s.preset!r}", f"the weights of {weights['text']} are not at hand ({type(e).__name__})",
                                  "Put their folder under CMI_MTL_WEIGHTS, or connect to the hub")) from e
-    model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
+    try: model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
+    except (TypeError, ValueError, RuntimeError) as e:
+        if isinstance(e, InputError) or not s.model_options: raise
+        raise InputError(Problem(f"model_options={s.model_options}", f"no model can be built of them ({e})", "Correct the option that it names")) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
     return model.freeze_encoders(s.train_last) if s.freeze_encoders else model
 
 
 def _check_options(options: dict):
     known = set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "answers"}
-    if unknown := [k for k in options if k not in known]:
-        raise InputError([Problem(f"model option {k!r}", "unknown", f"Known are {', '.join(sorted(known))}") for k in unknown])
+    problems = [Problem(f"model option {k!r}", "unknown", f"Known are {', '.join(sorted(known))}") for k in options if k not in known]
+    problems += [Problem(f"model option {k}={options[k]!r}", "out of range", "It must be a whole number of at least 1")
+                 for k in ("num_queries", "qformer_layers", "fusion_layers", "hidden_size", "image_size", "image_pool")
+                 if k in options and not (type(options[k]) is int and options[k] > 0)]
+    if "dropout" in options and not (isinstance(options["dropout"], (int, float)) and 0 <= options["dropout"] < 1):
+        problems.append(Problem(f"model option dropout={options['dropout']!r}", "out of range", "It must be 0 or a share below 1"))
+    if problems: raise InputError(problems)
 
 # %% ../nbs/10_train.ipynb #50bb218d
 def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
