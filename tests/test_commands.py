@@ -282,7 +282,8 @@ def test_kernel_that_dies(tmp_path, capsys):
 def test_interrupted(tmp_path):
     path = notebook(tmp_path / "long.ipynb", "open('begun', 'w')\nimport time; time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-m", "cmi_mtl.run", path, "--out", tmp_path / "out"], cwd=tmp_path, env=environment(),
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,         # a shell's background job would ignore the signal
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     end = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < end: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
