@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOADERS', 'NUMBERS', 'RAD_FIELDS', 'SLAKE_WITHOUT_ANSWER', 'SLAKE_FINDINGS', 'SLAKE_FIELDS', 'PARQUET', 'HUB',
-           'OVQA_SITE', 'Region', 'VQASample', 'loader', 'read_image', 'read_label_map', 'normalise_answer',
+           'OVQA_SITE', 'CARVES', 'Region', 'VQASample', 'loader', 'read_image', 'read_label_map', 'normalise_answer',
            'AnswerVocabulary', 'Entry', 'check', 'read_rows', 'load_vqa_rad', 'load_vqa_rad_hub', 'load_slake',
            'load_ovqa', 'load_table', 'download', 'load_dataset', 'carve_validation', 'leakage_report']
 
@@ -615,16 +615,19 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
     return LOADERS[name](root, **options)
 
 # %% ../nbs/01_data.ipynb #f7df4809
+CARVES = {"question": lambda s: s.linked_id or f"{s.image_id}|{_norm(s.question)}", "image": lambda s: s.image_id, "single": lambda s: s.qid}
+
+
 def carve_validation(samples: list[VQASample], fraction: float = 0.15, seed: int = 0,
                      by: str = "question") -> list[VQASample]:
     """Move about `fraction` of the training samples to a validation split; samples that have one are returned as they are.
 
     `by`: "question" keeps questions with one `linked_id`, or the same words on the same image, together; "image" keeps all
-    questions of an image together."""
-    if by not in ("question", "image"): raise InputError(Problem(f"by={by!r}", "no such unit", "Use 'question' or 'image'"))
+    questions of an image together; "single" takes each question by itself. Raises `InputError` for another unit."""
+    if by not in CARVES: raise InputError(Problem(f"by={by!r}", "no such unit", f"Use one of {', '.join(CARVES)}"))
     if not 0 < fraction < 1: raise InputError(Problem(f"fraction={fraction}", "not between 0 and 1", "Use 0.15, say"))
     if any(s.split == "validation" for s in samples): return samples
-    unit = (lambda s: s.image_id) if by == "image" else (lambda s: s.linked_id or f"{s.image_id}|{_norm(s.question)}")
+    unit = CARVES[by]
     units = collections.Counter(unit(s) for s in samples if s.split == "train")
     order, chosen, n = sorted(units), set(), 0
     random.Random(seed).shuffle(order)

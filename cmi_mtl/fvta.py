@@ -20,18 +20,20 @@ from .encoders import load_encoder
 
 # %% ../nbs/05_fvta.ipynb #1cb96580
 class QFormer(nn.Module):
-    """`num_queries` learned queries that read image tokens (paper, FVTA). Layers: `Blip2QFormerModel`.
+    """`num_queries` learned queries that read image tokens (paper, FVTA). Layers: `Blip2QFormerModel`. With `start_at_mean`
+    (ours) the mean image token is added to each query.
 
     `forward(image_tokens (B, N, d))` -> queries (B, K, d). With `return_attention=True` also the attention of each query to
     the image tokens, averaged over heads and cross-attention layers, (B, K, N)."""
-    def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32):
+    def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32, start_at_mean: bool = False):
         super().__init__()
+        self.start_at_mean = start_at_mean
         self.queries = nn.Parameter(torch.randn(1, num_queries, config.hidden_size) * 0.02)
         self.layers = Blip2QFormerModel(config)
 
     def forward(self, image_tokens: Tensor, return_attention: bool = False):
-        out = self.layers(self.queries.expand(len(image_tokens), -1, -1), encoder_hidden_states=image_tokens,
-                          output_attentions=return_attention)
+        start = self.queries + image_tokens.mean(1, keepdim=True) if self.start_at_mean else self.queries.expand(len(image_tokens), -1, -1)
+        out = self.layers(start, encoder_hidden_states=image_tokens, output_attentions=return_attention)
         if not return_attention: return out.last_hidden_state
         cross = [a for a in out.cross_attentions if a is not None]
         return out.last_hidden_state, torch.stack(cross).mean(dim=(0, 2))
@@ -111,9 +113,10 @@ class FVTA(nn.Module):
     """Fine-grained visual-text feature alignment (paper, section FVTA).
 
     `forward(image_tokens (B, N, d))` -> queries (B, K, d); `loss(queries, question_cls (B, d), image_ids, question_ids)` -> L_vtc."""
-    def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32, projection: int = 256, mend_negatives: bool = True):
+    def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32, projection: int = 256, mend_negatives: bool = True,
+                 start_at_mean: bool = False):
         super().__init__()
-        self.qformer = QFormer(config, num_queries)
+        self.qformer = QFormer(config, num_queries, start_at_mean)
         self.project_image, self.project_text = (nn.Linear(config.hidden_size, projection) for _ in range(2))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         self.mend_negatives = mend_negatives
