@@ -93,19 +93,23 @@ def contrastive_loss(similarity: Tensor, keep: Tensor | None = None, smoothing: 
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        sizes = [torch.empty(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+        ctx.sizes = torch.cat(sizes).tolist()
+        padded = torch.cat([x, x.new_zeros(max(ctx.sizes) - len(x), *x.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, ctx.sizes)])
 
     @staticmethod
     def backward(ctx, grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        return grad.split(ctx.sizes)[dist.get_rank()]
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    "Concatenate the rows of all processes, in rank order, with gradients; `x` itself when there is one process."
+    "Concatenate the rows of all processes, however many each has, in rank order, with gradients; `x` itself in a single process."
     return _AllGather.apply(x) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else x
 
 

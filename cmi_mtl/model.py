@@ -25,7 +25,7 @@ from .core import InputError, Problem, find_weights, seed_everything, write_json
 from .data import read_image
 from .encoders import (IMAGENET, encoder_config, image_to_pixels, image_tokens, load_encoder, text_tokens, tiny_image_config,
                               tiny_text_config, token_grid)
-from .ffae import AnswerClassifier, AnswerGenerator, answer_loss, joint_loss, mean_over_processes
+from .ffae import AnswerClassifier, AnswerGenerator, answer_loss, joint_loss
 from .fvta import FVTA
 
 # %% ../nbs/08_model.ipynb #46e29306
@@ -248,10 +248,11 @@ class CMIMTL(PreTrainedModel):
     def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                 image_tokens: Tensor | None = None, text_tokens: Tensor | None = None, labels: Tensor | None = None,
                 type_labels: Tensor | None = None, image_ids: Tensor | None = None, question_ids: Tensor | None = None,
-                open_rows: Tensor | None = None, generator_labels: Tensor | None = None) -> CMIMTLOutput:
+                open_rows: Tensor | None = None, generator_labels: Tensor | None = None, counts: dict | None = None) -> CMIMTLOutput:
         """Pictures (B, 3, S, S) or `image_tokens` (B, N, d_v); `input_ids` (B, L) or `text_tokens` (B, L, d_q); always
         `attention_mask` (B, L). For the loss: `labels` (B,), `type_labels` (B,) 0 closed, 1 open; `image_ids` and `question_ids`
-        (B,) tell which pairs are negatives; `open_rows` and `generator_labels` (rows, T) the questions to be written."""
+        (B,) tell which pairs are negatives; `open_rows` and `generator_labels` (rows, T) the questions to be written.
+        `counts`, for a part of a larger batch: by what to divide the sums of "cls", "type" and "gen", and the mean of "vtc"."""
         lengths = attention_mask.sum(1)
         image = self.encode_image(pixel_values) if image_tokens is None else image_tokens
         text = self.encode_text(input_ids, attention_mask) if text_tokens is None else text_tokens
@@ -259,17 +260,19 @@ class CMIMTL(PreTrainedModel):
         pooled = self.classifier.pool(v, q, lengths)
         out = CMIMTLOutput(logits=self.classifier.head(pooled), type_logits=self.type_head(pooled) if self.config.ffae else None,
                            image_states=v, question_states=q, lengths=lengths)
-        if labels is not None: self._add_losses(out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels)
+        if labels is not None: self._add_losses(out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels,
+                                               counts or {})
         return out
 
-    def _add_losses(self, out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels):
-        c, parts = self.config, {"cls": answer_loss(out.logits, labels, self.config.classifier_loss)}
-        if c.fvta: parts["vtc"] = self.fvta.loss(*compared, image_ids, question_ids)
+    def _add_losses(self, out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels, counts):
+        c, parts = self.config, {"cls": answer_loss(out.logits, labels, self.config.classifier_loss, counts.get("cls"))}
+        if c.fvta: parts["vtc"] = self.fvta.loss(*compared, image_ids, question_ids) / counts.get("vtc", 1)
         if c.ffae:
-            parts["kind"] = nn.functional.cross_entropy(out.type_logits.float(), type_labels)
+            kinds = nn.functional.cross_entropy(out.type_logits.float(), type_labels, reduction="sum")
+            parts["kind"] = kinds / counts.get("type", len(labels))
             types = out.type_logits.float().softmax(-1)
             total, count = self.generator(*(x[open_rows] for x in (out.image_states, out.question_states, out.lengths, types)), generator_labels)
-            parts["gen"] = mean_over_processes(total, count)
+            parts["gen"] = total / counts.get("gen", count.clamp(min=1))
         out.losses = {k.replace("kind", "type"): x.detach() for k, x in parts.items()}
         out.loss = joint_loss(**parts, alpha=c.alpha, beta=c.beta, gamma=c.gamma)
 

@@ -1,0 +1,314 @@
+"A training that can be left alone: killed, out of disk, spread over processes, it ends where an undisturbed one does."
+import collections
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cmi_mtl.train as T
+import made_run
+from cmi_mtl import encoders
+from cmi_mtl.core import InputError
+from made_run import outcome
+
+HERE = Path(__file__).resolve().parent
+
+
+def environment(**more):
+    path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory): return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def settings(top): return made_run.settings(top, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def alone(settings, top):
+    "What an undisturbed run leaves."
+    T.train(settings, top / "undisturbed")
+    return outcome(top / "undisturbed")
+
+
+def states(folder): return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
+
+
+@pytest.fixture
+def stopped(settings, tmp_path, monkeypatch):
+    "The folder of a run that was stopped by SIGTERM in its second epoch."
+    with monkeypatch.context() as m:
+        step, calls = T.train_step, []
+        def terminated(run, rows):
+            calls.append(1)
+            if len(calls) == 8: os.kill(os.getpid(), signal.SIGTERM)
+            return step(run, rows)
+        m.setattr(T, "train_step", terminated)
+        with pytest.raises(T.Stopped, match="goes on from") as e: T.train(settings, tmp_path / "run")
+    assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not (tmp_path / "run/record.json").exists() and [n[:18] for n in states(tmp_path / "run")][-1] == "choose-0002-000003"
+    return tmp_path / "run"
+
+
+# ---------------------------------------------------------------- killed
+
+def test_killed_twenty_times(top, capsys):
+    done = subprocess.run([sys.executable, HERE / "made_run.py", top], env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    places = collections.Counter((how, place) for how, place, _ in told["kills"])
+    with capsys.disabled():
+        print(f"\n{len(told['kills'])} kills of {told['runs']} runs in {told['seconds']:.0f} s (one left alone: {told['alone']:.0f} s):",
+              ", ".join(f"{n} {how} at {place}" for (how, place), n in sorted(places.items())))
+    assert len(told["kills"]) == 20 and ("SIGKILL", "half a checkpoint") in places
+    assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
+    assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {143, -signal.SIGTERM}      # the latter outside the epochs
+    alone = outcome(top / "alone")
+    assert alone["record"]["refit"] and alone["record"]["test_scorings"] == 1
+    assert {r["phase"] for r in alone["history"]} == {"choose", "refit"}
+    for k in range(told["runs"]):
+        assert outcome(top / f"killed{k}") == alone
+        assert not (top / f"killed{k}/checkpoints").exists() and not list((top / f"killed{k}").rglob("*.part"))
+
+
+def test_command_line_stops_at_sigterm(top, tmp_path):
+    s = made_run.settings(top)
+    given = [x for k, v in dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=500, batch_size=8, save_every=1,
+                                model_options=json.dumps(s.model_options)).items() for x in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "cmi_mtl.train", "--out", tmp_path / "run", *given]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("run/checkpoints/*.pt")) and process.poll() is None and time.monotonic() < end: time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM; the same command goes on from" in out and "Traceback" not in err
+    again = subprocess.run([*command, "-p", "seed", "1"], env=environment(), capture_output=True, text=True)
+    assert again.returncode == 2 and "error: " in again.stderr and "seed is 0 there, 1 here" in again.stderr
+
+
+# ---------------------------------------------------------------- stopped, and what then happens to the checkpoint
+
+def test_goes_on_after_sigterm(stopped, settings, alone, capsys):
+    T.train(replace(settings, save_every=3), stopped)
+    assert "going on from choose, epoch 2, step 3" in capsys.readouterr().out
+    assert outcome(stopped) == alone
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "not torch"])
+def test_damaged_checkpoint(stopped, settings, alone, damage, recwarn):
+    newest = max((stopped / "checkpoints").iterdir())
+    whole = newest.read_bytes()
+    if damage == "missing": newest.unlink()
+    else: newest.write_bytes({"flipped": whole[:500] + bytes([whole[500] ^ 4]) + whole[501:], "cut": whole[:-9], "not torch": b"x"}[damage])
+    T.train(settings, stopped)
+    warned = [str(w.message) for w in recwarn if "is damaged (its checksum is wrong); the one before it is tried" in str(w.message)]
+    assert len(warned) == (damage != "missing")
+    assert outcome(stopped) == alone
+
+
+def test_no_whole_checkpoint(stopped, settings, alone):
+    for p in (stopped / "checkpoints").iterdir(): p.write_bytes(p.read_bytes()[:-1])
+    before = states(stopped)
+    message = "none of its checkpoints is whole. Start anew with restart=true"
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(InputError, match=message): T.train(settings, stopped)
+    assert states(stopped) == before
+    T.train(replace(settings, restart=True), stopped)
+    assert outcome(stopped) == alone
+
+
+def test_foreign_checkpoint(stopped, settings, monkeypatch, top):
+    before = states(stopped)
+    other = made_run.settings(top, save_every=2, epochs=4, learning_rate=0.5)
+    with pytest.raises(InputError) as e: T.train(other, stopped)
+    for part in ("epochs is 3 there, 4 here", "learning_rate is 0.01 there, 0.5 here", "another folder, or restart=true"):
+        assert part in str(e.value)
+    monkeypatch.setattr(T, "FORMAT", 2)
+    with pytest.raises(InputError, match="format is 1 there, 2 here"): T.train(settings, stopped)
+    monkeypatch.undo()
+    changed = T.load_dataset("table", settings.data_root)
+    with pytest.raises(InputError, match="data is '.*' there"): T.train(settings, stopped, [replace(changed[0], answer="no"), *changed[1:]])
+    build = T.build_model
+    def larger(*args):
+        model = build(*args)
+        model.extra = torch.nn.Parameter(torch.zeros(3))
+        return model
+    monkeypatch.setattr(T, "build_model", larger)
+    with pytest.raises(InputError, match="another version of the model"): T.train(settings, stopped)
+    assert states(stopped) == before
+
+
+def test_restart(stopped, settings, alone, capsys):
+    T.train(replace(settings, restart=True), stopped)
+    assert "going on" not in capsys.readouterr().out and outcome(stopped) == alone
+
+
+def test_full_disk(stopped, settings, alone, monkeypatch):
+    before = states(stopped)
+    (stopped / "checkpoints/checkpoint.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"no checkpoint can be written .* MB are free\). Make room and run it again"):
+        T.train(settings, stopped)
+    assert states(stopped) == before
+    def full(*args): raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(T, "write_jsonl", full)
+        with pytest.raises(InputError, match="the disk: it is full .* Make room and run it again"): T.train(settings, stopped)
+    T.train(settings, stopped)
+    assert outcome(stopped) == alone
+
+
+def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
+    step = T.gradients
+    def bad(run, rows):
+        losses = step(run, rows)
+        if run.progress.step == 4: next(p for p in run.trained if p.grad is not None).grad[0] = math.inf
+        return losses
+    with monkeypatch.context() as m:
+        m.setattr(T, "gradients", bad)
+        with pytest.raises(FloatingPointError, match="epoch 2, step 4: loss or gradients are not finite"): T.train(settings, stopped)
+    T.train(settings, stopped)
+    assert outcome(stopped) == alone
+
+
+def test_finished_run_is_done_anew(settings, alone, tmp_path):
+    for k in (1, 2):
+        record = T.train(settings, tmp_path)
+        assert record["test_scorings"] == k and not (tmp_path / "checkpoints").exists()
+        again = outcome(tmp_path)
+        again["record"]["test_scorings"] = 1
+        assert again == alone                                                  # and: the same settings give the same record
+
+
+def test_tensorboard(settings, alone, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    T.train(replace(settings, tensorboard=True), tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert outcome(tmp_path) == alone
+    for name in ("loss", "vtc", "validation", "validation_loss"):
+        last = board.Scalars(f"choose/{name}")[-1]
+        assert last.step == 3 and math.isclose(last.value, alone["history"][-1][name], rel_tol=1e-5)
+
+
+# ---------------------------------------------------------------- several processes
+
+PROGRAM = """
+    import sys
+    import cmi_mtl.train as T
+    batches, init = T.epoch_batches, T.QuestionSet.__init__
+    def closed_first(run, epoch):                       # so that the first process gets no open question
+        out = [rows[run.data.type_labels[rows].argsort(stable=True)] for rows in batches(run, epoch)]
+        none_open = [not run.data.type_labels[rows.tensor_split(2)[0]].any() for rows in out]
+        run.accelerator.print("first half without an open question:", any(none_open), flush=True)
+        return out
+    def unknown_answers(self, *args):
+        init(self, *args)
+        self.labels[1::7] = -1
+    T.epoch_batches, T.QuestionSet.__init__ = closed_first, unknown_answers
+    sys.exit(T.main())
+"""
+
+
+def test_two_processes_are_one_with_twice_the_batch(top, tmp_path):
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    def ran(name, processes, batch_size):
+        s = made_run.settings(top, batch_size=batch_size, learning_rate=1e-3, model_options={"dropout": 0.0})
+        given = dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=3, device="cpu", augment=0, learning_rate=1e-3,
+                     batch_size=batch_size, model_options=json.dumps(s.model_options))
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"] if processes == 2 else []
+        command = [sys.executable, *launcher, tmp_path / "program.py", "--out", tmp_path / name]
+        command += [x for k, v in given.items() for x in ("-p", k, str(v))]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("first half without an open question: True") == 3 and done.stdout.count("choose epoch   3/3") == 1
+        return json.loads((tmp_path / name / "record.json").read_text()), outcome(tmp_path / name)
+    (one, a), (two, b) = ran("one", 1, 14), ran("two", 2, 7)
+    assert (one["processes"], two["processes"]) == (1, 2) and one["parameters"] == two["parameters"]
+    parts = ("loss", "cls", "vtc", "gen", "type", "validation_loss")
+    far = max(abs(x[k] - y[k]) for x, y in zip(a["history"], b["history"], strict=True) for k in parts)
+    print(f"largest difference of a loss over 3 epochs: {far:.1e}")
+    assert len(a["history"]) == 3 and far < 1e-4
+    said = [[json.loads(line)["qid"] for line in x["predictions.jsonl"].decode().splitlines()] for x in (a, b)]
+    assert said[0] == said[1] and len(said[0]) == made_run.SPLITS["test"]
+    assert one["test"] == two["test"] and one["validation"]["overall"] == two["validation"]["overall"]
+
+
+def test_launch(top, tmp_path, monkeypatch, capsys):
+    s = made_run.settings(top, epochs=1, ema=0.5)
+    for k, v in environment().items(): monkeypatch.setenv(k, v)
+    record = T.launch(s, tmp_path / "run", 2)
+    assert record["processes"] == 2 and record["settings"]["ema"] == 0.5 and "choose epoch   1/1" in capsys.readouterr().out
+    lost = replace(s, data_root=str(top / "gone.csv"))
+    with pytest.raises(RuntimeError, match="2 processes failed"): T.launch(lost, tmp_path / "other", 2)
+    assert "gone.csv: no such file" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- tokens that are kept
+
+def encode(name, delay=0.0):
+    "Encode ten inputs by way of the cache; how many were computed here."
+    torch.set_num_threads(1)
+    encoder, computed = torch.nn.Linear(4, 3), []
+    torch.nn.init.ones_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
+    encoder.config = type("Config", (), {"to_diff_dict": lambda self: {"name": name}})()
+    def batch(rows):
+        computed.append(rows)
+        time.sleep(delay)
+        with torch.no_grad(): return encoder(torch.arange(40.0).view(10, 1, 4))[rows]
+    tokens = encoders.encode_once(encoder, {}, [str(i) for i in range(10)], batch, (1, 3), batch_size=5)
+    return len(computed), np.array(tokens)
+
+
+def test_two_processes_encode_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        (a, x), (b, y) = pool.starmap(encode, [("shared", 0.3)] * 2)
+    assert sorted([a, b]) == [0, 2] and np.array_equal(x, y) and x.shape == (10, 1, 3) and x[9, 0, 0] == 36 + 37 + 38 + 39
+    assert len(list((tmp_path / "tokens").glob("*/tokens.npy"))) == 1
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "meta.json"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:-1] + bytes([b[-1] ^ 8]), None], ids=["cut", "flipped", "missing"])
+def test_damaged_tokens_are_computed_anew(tmp_path, monkeypatch, name, damage):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path))
+    first = encode("mine")
+    path = next(tmp_path.rglob(name))
+    if damage is None: path.unlink()
+    else: path.write_bytes(damage(path.read_bytes()))
+    second, third = encode("mine"), encode("mine")
+    assert (first[0], second[0], third[0]) == (2, 2, 0) and np.array_equal(first[1], second[1]) and np.array_equal(first[1], third[1])
+
+
+def test_frozen_run_with_and_without_kept_tokens(top, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path / "cache"))
+    calls, encode_image = [], T.CMIMTL.encode_image
+    monkeypatch.setattr(T.CMIMTL, "encode_image", lambda self, x: calls.append(len(x)) or encode_image(self, x))
+    options = dict(freeze_encoders=True, augment=0.0, learning_rate=1e-3, model_options={"image_size": 96, "dropout": 0.0})
+    history, looked = {}, {}
+    for kept in (True, False):
+        calls.clear()
+        T.train(made_run.settings(top, encode_once=kept, **options), tmp_path / str(kept))
+        history[kept], looked[kept] = [json.loads(x) for x in (tmp_path / f"{kept}/history.jsonl").read_text().splitlines()], sum(calls)
+    pictures, questions = 8, made_run.SPLITS
+    each_epoch, at_the_end = questions["train"] + questions["validation"], questions["validation"] + questions["test"]
+    assert looked == {True: pictures + 1, False: 3 * each_epoch + at_the_end}
+    for a, b in zip(history[True], history[False]): assert math.isclose(a["loss"], b["loss"], rel_tol=2e-2)
+    mean = {kept: sum(r["seconds"] for r in rows[1:]) / 2 for kept, rows in history.items()}
+    size = sum(p.stat().st_size for p in (tmp_path / "cache").rglob("tokens.npy"))
+    with capsys.disabled():
+        print(f"\nseconds an epoch from the second on: {mean[True]:.2f} with kept tokens ({size / 1e3:.0f} kB), {mean[False]:.2f} without")
