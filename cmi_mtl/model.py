@@ -37,14 +37,14 @@ class CMIMTLConfig(PretrainedConfig):
 
     def __init__(self, image_encoder: dict | None = None, text_encoder: dict | None = None, answers: list[str] | tuple = (),
                  hidden_size: int = 256, image_size: int = 224, image_pool: int = 1, max_question_length: int = 32,
-                 fvta: bool = True, num_queries: int = 32, qformer_layers: int = 2, qformer_heads: int = 4, projection_size: int = 256,
+                 fvta: bool = True, num_queries: int = 32, start_at_mean: bool = True, qformer_layers: int = 2, qformer_heads: int = 4, projection_size: int = 256,
                  mend_negatives: bool = True, cifr: bool = True, fusion: str = "cross_mamba", fusion_layers: int = 2,
                  fusion_options: dict | None = None, ffae: bool = True, generator: dict | None = None, max_answer_length: int = 16,
                  classifier_loss: str = "bce", dropout: float = 0.1, alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5,
                  image_mean: tuple = IMAGENET[0], image_std: tuple = IMAGENET[1], confidence_temperature: float = 1.0, **kwargs):
         self.image_encoder, self.text_encoder, self.answers = image_encoder, text_encoder, list(answers)
         self.hidden_size, self.image_size, self.image_pool, self.max_question_length = hidden_size, image_size, image_pool, max_question_length
-        self.fvta, self.num_queries, self.qformer_layers, self.qformer_heads = fvta, num_queries, qformer_layers, qformer_heads
+        self.fvta, self.num_queries, self.start_at_mean, self.qformer_layers, self.qformer_heads = fvta, num_queries, start_at_mean, qformer_layers, qformer_heads
         self.projection_size, self.mend_negatives = projection_size, mend_negatives
         self.cifr, self.fusion, self.fusion_layers, self.fusion_options = cifr, fusion, fusion_layers, fusion_options or {}
         self.ffae, self.generator, self.max_answer_length = ffae, generator or {}, max_answer_length
@@ -77,7 +77,7 @@ def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig
     else: image, text = (encoder_config(PRESET_WEIGHTS["paper"][k]) for k in ("image", "text"))
     image.num_hidden_layers, image.image_size = 11, overrides.get("image_size", 384)
     t5 = dict(num_layers=12, d_model=768, num_heads=12, d_kv=64, d_ff=3072, vocab_size=32128, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1)
-    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, hidden_size=768, image_size=384,
+    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, hidden_size=768, image_size=384, start_at_mean=False,
                                   qformer_layers=12, qformer_heads=12, generator=t5, image_mean=(0.48145466, 0.4578275, 0.40821073),
                                   image_std=(0.26862954, 0.26130258, 0.27577711)), **overrides})
 
@@ -85,7 +85,7 @@ def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig
 def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
     "Real data on a laptop: frozen DINOv2-small and MiniLM, about 12 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
-    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2,
+    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2, num_queries=16,
                                   classifier_loss="ce", generator=_t5(2, 256, 4, tokenizer)), **overrides})
 
 
@@ -189,7 +189,7 @@ class CMIMTL(PreTrainedModel):
             qformer = Blip2QFormerConfig(hidden_size=d, num_hidden_layers=config.qformer_layers, num_attention_heads=config.qformer_heads,
                                          intermediate_size=4 * d, encoder_hidden_size=d, hidden_dropout_prob=config.dropout,
                                          attention_probs_dropout_prob=config.dropout)
-            self.fvta = FVTA(qformer, config.num_queries, config.projection_size, config.mend_negatives)
+            self.fvta = FVTA(qformer, config.num_queries, config.projection_size, config.mend_negatives, config.start_at_mean)
         if config.cifr: self.cifr = CIFR(d, config.fusion, config.fusion_layers, config.dropout, **config.fusion_options)
         self.classifier = AnswerClassifier(d, max(len(config.answers), 1), config.dropout)
         if config.ffae:
@@ -236,11 +236,13 @@ class CMIMTL(PreTrainedModel):
         "Question tokens (B, L, d_q)."
         return text_tokens(self.text_encoder, input_ids, attention_mask)
 
-    def fuse(self, image: Tensor, text: Tensor, lengths: Tensor, with_queries: bool = False):
-        "FVTA and CIFR: encoder tokens -> fused sequences (B, N, d), (B, L, d); on request also what L_vtc compares."
+    def fuse(self, image: Tensor, text: Tensor, lengths: Tensor, with_queries: bool = False, image_index: Tensor | None = None):
+        """FVTA and CIFR: encoder tokens -> fused sequences (B, N, d), (B, L, d); on request also what L_vtc compares. `image_index`
+        (B,): which of the images each question is about, where several share one."""
         v = self.dropout(self.project_image(image)) + self.modality[0]
         q = self.dropout(self.project_text(text)) + self.modality[1]
         if self.config.fvta: v = self.fvta(v)
+        if image_index is not None: v = v[image_index]
         compared = (v, q[:, 0])
         if self.config.cifr: v, q = self.cifr(v, q, lengths)
         return (v, q, compared) if with_queries else (v, q)
@@ -248,15 +250,17 @@ class CMIMTL(PreTrainedModel):
     def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                 image_tokens: Tensor | None = None, text_tokens: Tensor | None = None, labels: Tensor | None = None,
                 type_labels: Tensor | None = None, image_ids: Tensor | None = None, question_ids: Tensor | None = None,
-                open_rows: Tensor | None = None, generator_labels: Tensor | None = None, counts: dict | None = None) -> CMIMTLOutput:
-        """Pictures (B, 3, S, S) or `image_tokens` (B, N, d_v); `input_ids` (B, L) or `text_tokens` (B, L, d_q); always
+                open_rows: Tensor | None = None, generator_labels: Tensor | None = None, counts: dict | None = None,
+                image_index: Tensor | None = None) -> CMIMTLOutput:
+        """Pictures (B, 3, S, S) or `image_tokens` (B, N, d_v), or fewer of them and `image_index` (B,), the picture of each question:
+        encoder and Q-Former then read each picture once. `input_ids` (B, L) or `text_tokens` (B, L, d_q); always
         `attention_mask` (B, L). For the loss: `labels` (B,), `type_labels` (B,) 0 closed, 1 open; `image_ids` and `question_ids`
         (B,) tell which pairs are negatives; `open_rows` and `generator_labels` (rows, T) the questions to be written.
         `counts`, for a part of a larger batch: by what to divide the sums of "cls", "type" and "gen", and the mean of "vtc"."""
         lengths = attention_mask.sum(1)
         image = self.encode_image(pixel_values) if image_tokens is None else image_tokens
         text = self.encode_text(input_ids, attention_mask) if text_tokens is None else text_tokens
-        v, q, compared = self.fuse(image, text, lengths, with_queries=True)
+        v, q, compared = self.fuse(image, text, lengths, with_queries=True, image_index=image_index)
         pooled = self.classifier.pool(v, q, lengths)
         out = CMIMTLOutput(logits=self.classifier.head(pooled), type_logits=self.type_head(pooled) if self.config.ffae else None,
                            image_states=v, question_states=q, lengths=lengths)

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 import cmi_mtl.phantom
 from .core import (InputError, Problem, find_weights, pick_device, provenance, seed_everything, sha256_file, sha256_json, write_json,
                           write_jsonl)
-from .data import AnswerVocabulary, VQASample, carve_validation, leakage_report, load_dataset, normalise_answer, read_image
+from .data import CARVES, AnswerVocabulary, VQASample, carve_validation, leakage_report, load_dataset, normalise_answer, read_image
 from .encoders import build_tokenizer, encode_once, normalise_pixels, square
 from .ffae import answer_labels
 from .metrics import fit_temperature, format_score, score
@@ -63,6 +63,7 @@ class Settings:
     epochs: int = 20
     patience: int = 0
     batch_size: int = 32
+    questions_per_image: int = 1
     accumulate: int = 1
     learning_rate: float = 5e-4
     multimodal_factor: float = 1.0
@@ -88,10 +89,10 @@ class Settings:
 
 RECIPES = {
     "tiny": dict(epochs=8, batch_size=32, learning_rate=1e-3, augment=0.1),
-    "compact": dict(epochs=8, batch_size=32, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
+    "compact": dict(epochs=14, batch_size=32, questions_per_image=4, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
     "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0, classifier_factor=50.0, augment=0.1, mixed_precision="fp16"),
 }
-DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": dict(refit=True, epochs=12)}
+DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": dict(refit=True, carve_by="single")}
 
 
 def make_settings(dataset: str = "phantom", preset: str | None = None, **given) -> Settings:
@@ -111,7 +112,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     positive = lambda v: between(0, math.inf)(v) and v > 0
     one_of = lambda *known: lambda v: v in known
     rules = {"a whole number of at least 0": (whole(0), "seed train_last patience save_every"),
-             "a whole number of at least 1": (whole(1), "epochs num_beams accumulate"),
+             "a whole number of at least 1": (whole(1), "epochs num_beams accumulate questions_per_image"),
              "a whole number of at least 2 (L_vtc compares rows)": (whole(2), "batch_size"),
              "a number above 0": (positive, "learning_rate clip multimodal_factor classifier_factor"),
              "a number of at least 0": (between(0, math.inf), "weight_decay"),
@@ -121,7 +122,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
              "true or false": (lambda v: isinstance(v, bool), "freeze_encoders encode_once refit tensorboard restart"),
              "names with values, such as {'seed': 1}": (lambda v: isinstance(v, dict), "data_options model_options"),
              "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
-             "'question' or 'image'": (one_of("question", "image"), "carve_by"),
+             "one of question, image, single": (one_of(*CARVES), "carve_by"),
              "'no', 'fp16' or 'bf16'": (one_of("no", "fp16", "bf16"), "mixed_precision")}
     checks = [(name, ok(getattr(s, name)), rule) for rule, (ok, names) in rules.items() for name in names.split()]
     if all(ok for _, ok, _ in checks):
@@ -172,14 +173,15 @@ class QuestionSet:
 
     def batch(self, rows: Tensor) -> dict:
         image, asked = self.image_ids[rows], self.question_ids[rows]
+        pictures, index = image.unique(return_inverse=True)
         mask = self.attention_mask[asked]
         L = int(mask.sum(1).max())
         out = {"attention_mask": mask[:, :L], "labels": self.labels[rows], "type_labels": self.type_labels[rows], "image_ids": image,
-               "question_ids": asked}
+               "image_index": index, "question_ids": asked}
         if self.frozen:
-            out["image_tokens"] = torch.from_numpy(self.image_tokens[image.numpy()]).float()
+            out["image_tokens"] = torch.from_numpy(self.image_tokens[pictures.numpy()]).float()
             out["text_tokens"] = torch.from_numpy(self.text_tokens[asked.numpy(), :L]).float()
-        else: out |= {"squares": self.squares[image], "input_ids": self.input_ids[asked][:, :L]}
+        else: out |= {"squares": self.squares[pictures], "input_ids": self.input_ids[asked][:, :L]}
         open_rows = out["type_labels"].nonzero()[:, 0]
         written = self.generator_labels[rows][open_rows]
         if len(open_rows) == 0: open_rows, written = torch.tensor([0]), torch.full((1, 1), -100)
@@ -209,8 +211,11 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
             config, generator_words = tiny_config(answers, words, **s.model_options), None
         else:
             words = AutoTokenizer.from_pretrained(find_weights(weights["text"]))
-            generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"])) if s.preset == "paper" else None
-            config = paper_config(answers, **s.model_options) if s.preset == "paper" else compact_config(answers, words, **s.model_options)
+            if s.preset == "paper":
+                config, generator_words = paper_config(answers, **s.model_options), AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
+            else:
+                generator_words = build_tokenizer([normalise_answer(x.answer) for x in samples if x.split == "train"])
+                config = compact_config(answers, generator_words, **s.model_options)
     except OSError as e:
         raise InputError(Problem(f"preset={s.preset!r}", f"the weights of {weights['text']} are not at hand ({type(e).__name__})",
                                  "Put their folder under CMI_MTL_WEIGHTS, or connect to the hub")) from e
@@ -321,9 +326,15 @@ def seed_of(*place: int) -> int:
 
 
 def epoch_batches(run: Run, epoch: int) -> list[Tensor]:
-    "The rows of each step of an epoch, for all processes together; the batches' sizes differ by one at most."
-    order = torch.randperm(len(run.rows), generator=torch.Generator().manual_seed(seed_of(run.settings.seed, epoch)))
-    return list(run.rows[order].tensor_split(run.steps))
+    """The rows of each step of an epoch, for all processes together; the batches' sizes differ by one at most. Bundles of up to
+    `questions_per_image` questions about one image stay side by side."""
+    g = torch.Generator().manual_seed(seed_of(run.settings.seed, epoch))
+    rows = run.rows[torch.randperm(len(run.rows), generator=g)]
+    images, order = run.data.image_ids[rows].sort(stable=True)
+    place = torch.arange(len(rows)) - torch.searchsorted(images, images)            # of a question among those of its image
+    bundle = torch.stack([images, place // run.settings.questions_per_image]).unique(dim=1, return_inverse=True)[1]
+    shuffled = torch.randperm(int(bundle.max()) + 1, generator=g)[bundle].argsort(stable=True)
+    return list(rows[order[shuffled]].tensor_split(run.steps))
 
 # %% ../nbs/10_train.ipynb #24084a91
 def to_inputs(batch: dict, run: Run, training: bool) -> dict:
