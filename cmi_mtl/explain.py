@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MEASURES', 'on_picture', 'HeatMap', 'Case', 'look', 'From
            'grad_cam', 'grad_cam_text', 'query_to_patch', 'query_attention', 'token_influence', 'hidden_attention_map',
            'cross_gate', 'gate_map', 'explain', 'explain_case', 'explain_question', 'region_mask', 'pointing', 'energy',
            'best_iou', 'centre_map', 'untrained', 'ground', 'focal', 'compare', 'grounding_table', 'deletion_insertion',
-           'faithfulness', 'rank_correlation', 'sanity']
+           'faithfulness', 'rank_correlation', 'sanity', 'overlay']
 
 # %% ../nbs/12_explain.ipynb #4c39a9c6
 from dataclasses import dataclass
@@ -460,3 +460,12 @@ def sanity(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", ri
         rows.append({"qid": s.qid, "image_id": s.image_id, "weights": rank_correlation(m.grid, random.grid),
                      "question": rank_correlation(m.grid, asked.grid)})
     return rows
+
+# %% ../nbs/12_explain.ipynb #27b54b48
+def overlay(ax, image, heat: HeatMap, mask: np.ndarray | None = None, strength: float = 0.6):
+    "Draw a picture with its heat map on a matplotlib axis, and around the region `mask` (H, W) a line. Returns the map's artist."
+    ax.imshow(image.convert("L"), cmap="gray")
+    shown = ax.imshow(heat.values, cmap="inferno", vmin=0, vmax=1, alpha=strength * heat.values)
+    if mask is not None and mask.any(): ax.contour(np.pad(mask, 1), [0.5], colors="cyan", linewidths=0.9, extent=(-1.5, mask.shape[1] + 0.5, -1.5, mask.shape[0] + 0.5))
+    ax.set_axis_off()
+    return shown
