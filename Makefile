@@ -13,7 +13,7 @@ TOKENIZERS_PARALLELISM := false
 PIP_DISABLE_PIP_VERSION_CHECK := 1
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: help run test publish readme clean
+.PHONY: help run test ask publish readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also VARIANT=name SEED=1'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
+	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
 	@echo 'make readme                 make README.md from nbs/index.ipynb'
 	@echo 'make clean                  delete the environment; runs/ stays'
@@ -35,6 +36,9 @@ test: .venv/ready
 	@$(BIN)/nbdev_test --n_workers 2 --pause 0.2 --do_print --timing
 	@echo 'tests, part 2 of 2: tests/'
 	@$(BIN)/python -m pytest
+
+ask: .venv/ready
+	@$(BIN)/voila nbs/ask.ipynb
 
 publish: .venv/ready
 	@$(BIN)/python -m cmi_mtl.report $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))
