@@ -313,10 +313,16 @@ def patch_reader(lead: int = 0, pool: int = 1, **options) -> CMIMTL:
 
 # %% ../nbs/12_explain.ipynb #c717d08c
 def region_mask(sample: VQASample, width: int, height: int) -> np.ndarray:
-    "All regions of a sample, joined: (height, width) bool. A region's mask goes before its box."
+    """All regions of a sample, joined: (height, width) bool. A region's mask goes before its box.
+
+    Raises `InputError` for a label map that has not the picture's size."""
     out = np.zeros((height, width), bool)
     for r in sample.regions:
-        if r.mask is not None: out |= read_label_map(r.mask) == r.value
+        if r.mask is not None:
+            levels = read_label_map(r.mask)
+            if levels.shape != out.shape:
+                raise InputError(Problem(r.mask, f"is {levels.shape[1]} x {levels.shape[0]}, its picture {width} x {height}", "Give a label map of the picture's size"))
+            out |= levels == r.value
         elif r.box is not None:
             left, top, w, h = (round(v) for v in r.box)
             out[max(0, top):top + h, max(0, left):left + w] = True

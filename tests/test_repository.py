@@ -302,7 +302,8 @@ def test_the_check_for_benchmark_data_finds_them(tmp_path):
 
 ALONE = """
     import importlib.abc, pkgutil, sys
-    BLOCKED = {"nbdev", "fastcore", "papermill", "execnb", "nbformat", "mambapy", "mamba_ssm", "causal_conv1d", "IPython", "ipywidgets"}
+    BLOCKED = {"nbdev", "fastcore", "papermill", "execnb", "nbformat", "mambapy", "mamba_ssm", "causal_conv1d", "IPython", "ipywidgets", "captum",
+               "voila", "playwright"}
 
     class Blocker(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
