@@ -83,7 +83,7 @@ def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig
 
 
 def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
-    "Real data on a laptop: frozen DINOv2-small and MiniLM, about 12 M trained parameters."
+    "Real data on a laptop: frozen DINOv2-small and MiniLM, about 7.6 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
     return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2, num_queries=16,
                                   classifier_loss="ce", generator=_t5(2, 256, 4, tokenizer)), **overrides})
