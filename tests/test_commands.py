@@ -308,7 +308,7 @@ SETTINGS = [
     (dict(warmup=3), ("warmup=3",)), (dict(clip=0), ("clip=0", "a number above 0")), (dict(num_beams=0), ("num_beams=0",)),
     (dict(seed="x"), ("seed='x'", "whole number")), (dict(seed=-1), ("seed=-1", "at least 0")),
     (dict(train_last=-1), ("train_last=-1",)), (dict(validation_fraction=2), ("validation_fraction=2", "between 0 and 1")),
-    (dict(carve_by="patient"), ("carve_by='patient'", "'question' or 'image'")), (dict(mixed_precision="fp8"), ("mixed_precision='fp8'",)),
+    (dict(carve_by="patient"), ("carve_by='patient'", "one of question, image, single")), (dict(mixed_precision="fp8"), ("mixed_precision='fp8'",)),
     (dict(augment=2), ("augment=2",)), (dict(freeze_encoders=True, augment=0.1), ("augment=0.1", "encoders are frozen")),
     (dict(freeze_encoders="no"), ("freeze_encoders='no'", "true or false")), (dict(model_options=3), ("model_options=3",)),
     (dict(data_options=[1]), ("data_options=[1]",)), (dict(data_root=5), ("data_root=5", "a path")),
