@@ -46,12 +46,12 @@ def outcome(folder):
     return {"record": record, "history": history, **files}
 
 
-def disturb(moment, action):
-    """Call `action` at the given tick. A tick comes before each step, each forward pass without gradients, each file that is put in
+def disturb(moment, action, only=None):
+    """Call `action` at the given tick, counting all, or `only` those of one place. A tick comes before each step, each forward pass without gradients, each file that is put in
     its place or deleted, half way through each checkpoint, and before each part of what a run leaves."""
     ticks = iter(range(1, 10**6))
     def tick(place):
-        if next(ticks) == moment: action(place)
+        if only in (None, place) and next(ticks) == moment: action(place)
     def before(owner, name):
         old = getattr(owner, name)
         def new(*args, **kwargs):
@@ -103,13 +103,14 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
     alone = time.perf_counter() - start
     while len(done) < kills:
         how, moment = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]), rng.randint(1, longest)
-        delay = rng.choice([0, rng.random() / 50])
+        delay, only = rng.choice([0, rng.random() / 50]), None
+        if len(done) % 5 == 0: how, moment, delay, only = signal.SIGKILL, rng.randint(1, 2), 0, "half a checkpoint"
         def action(place):
             (top / "place").write_text(place)
             kill = lambda: os.kill(os.getpid(), how)
             kill() if delay == 0 else threading.Timer(delay, kill).start()
         def work():
-            disturb(moment, action)
+            disturb(moment, action, only)
             T.train(s, top / f"killed{runs}")
         status = in_child(work)
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

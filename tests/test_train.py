@@ -74,7 +74,7 @@ def test_killed_twenty_times(top, capsys):
     with capsys.disabled():
         print(f"\n{len(told['kills'])} kills of {told['runs']} runs in {told['seconds']:.0f} s (one left alone: {told['alone']:.0f} s):",
               ", ".join(f"{n} {how} at {place}" for (how, place), n in sorted(places.items())))
-    assert len(told["kills"]) == 20 and ("SIGKILL", "half a checkpoint") in places
+    assert len(told["kills"]) == 20 and places["SIGKILL", "half a checkpoint"] >= 4
     assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
     assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {143, -signal.SIGTERM}      # the latter outside the epochs
     alone = outcome(top / "alone")
