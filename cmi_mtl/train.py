@@ -89,7 +89,7 @@ class Settings:
 
 RECIPES = {
     "tiny": dict(epochs=8, batch_size=32, learning_rate=1e-3, augment=0.1),
-    "compact": dict(epochs=14, batch_size=32, questions_per_image=4, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
+    "compact": dict(epochs=20, batch_size=32, questions_per_image=4, learning_rate=5e-4, weight_decay=0.05, freeze_encoders=True),
     "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0, classifier_factor=50.0, augment=0.1, mixed_precision="fp16"),
 }
 DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": dict(refit=True, carve_by="single")}
