@@ -15,13 +15,16 @@ from .core import InputError, Problem
 
 # %% ../nbs/09_metrics.ipynb #0d8a3d13
 def cluster_bootstrap(correct, clusters, draws: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    "Percentile interval of the mean of `correct` (n,), whole `clusters` (n,) being drawn with replacement. In the same unit."
-    correct = np.asarray(correct, dtype=float)
+    """Percentile interval of the mean of `correct`, (n,) or (seeds, n), whole `clusters` (n,) and, of several, the seeds being
+    drawn with replacement. In the same unit."""
+    correct = np.atleast_2d(np.asarray(correct, dtype=float))
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(correct) == 0: return math.nan, math.nan
-    n, c = np.bincount(index), np.bincount(index, weights=correct)
-    w = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=draws)
-    means = (w @ c) / (w @ n)
+    if correct.shape[1] == 0: return math.nan, math.nan
+    n, c = np.bincount(index), np.stack([np.bincount(index, weights=row) for row in correct])
+    rng = np.random.default_rng(seed)
+    w = rng.multinomial(len(n), np.full(len(n), 1 / len(n)), size=draws)
+    of_seeds = rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=draws) / len(c)
+    means = (w @ c.T * of_seeds).sum(1) / (w @ n)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
