@@ -41,7 +41,7 @@ ask: .venv/ready
 	@$(BIN)/voila nbs/ask.ipynb
 
 publish: .venv/ready
-	@$(BIN)/python -m cmi_mtl.report $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))
+	@$(BIN)/python -m cmi_mtl.tables $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))
 
 readme: .venv/ready
 	@$(BIN)/python tests/readme.py

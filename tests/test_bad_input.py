@@ -7,7 +7,7 @@ from PIL import Image
 
 import made_data
 from cmi_mtl.core import InputError
-from cmi_mtl.data import load_dataset
+from cmi_mtl.datasets import load_dataset
 
 HEAD = "image,question,answer,answer_type,split\n"
 GOOD = "ok.jpg,Is it well?,yes,CLOSED,train\n"

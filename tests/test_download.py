@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, logging
 
 import made_data
-from cmi_mtl import data
+from cmi_mtl import datasets
 from cmi_mtl.core import InputError
-from cmi_mtl.data import HUB, download, load_dataset
+from cmi_mtl.datasets import HUB, download, load_dataset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -156,12 +156,12 @@ def test_vqa_rad_comes_in_the_layout_of_the_field(hub, tmp_path):
 def test_slake_keeps_regions_and_graph(hub, tmp_path):
     root = download("slake", tmp_path / "slake")
     assert (root / "KG/en_organ.csv").exists() and (root / "mask.txt").exists() and (root / "validate.json").exists()
-    assert not list(root.glob("*.zip")) and data.load_slake(root)[0].regions[0].name == "Right Lung"
+    assert not list(root.glob("*.zip")) and datasets.load_slake(root)[0].regions[0].name == "Right Lung"
 
 
 def test_empty_folder_counts_as_absent(hub, tmp_path):
     (tmp_path / "slake").mkdir()
-    assert len(data.load_slake(download("slake", tmp_path / "slake", revision="main"))) == 6
+    assert len(datasets.load_slake(download("slake", tmp_path / "slake", revision="main"))) == 6
     assert hub.revisions == ["main"]
 
 
@@ -191,7 +191,7 @@ def test_wrong_sum(hub, tmp_path, name):
     assert f"BoKelvin/SLAKE, {name}" in message and "checksum" in message and "removed" in message
     assert not (tmp_path / "data/slake").exists() and not list(tmp_path.rglob(name))
     hub.wrong, hub.gets = set(), []
-    assert len(data.load_slake(download("slake"))) == 6
+    assert len(datasets.load_slake(download("slake"))) == 6
     assert hub.gets == [(name, 0)]
 
 
@@ -208,21 +208,21 @@ def test_archive_that_leads_out_of_its_folder(hub, tmp_path):
     ({"a": bytes(3000), "b": bytes(3000)}, "more than")])
 def test_unsafe_archives(tmp_path, files, says):
     (tmp_path / "imgs.zip").write_bytes(zip_of(files))
-    assert says in failure(data._unzip, tmp_path / "imgs.zip", tmp_path / "in/out", limit=5000)
+    assert says in failure(datasets._unzip, tmp_path / "imgs.zip", tmp_path / "in/out", limit=5000)
     assert [p.name for p in tmp_path.rglob("*")] == ["imgs.zip"]
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-30], lambda b: b"PK" + bytes(50), lambda b: b[:40] + b"\xff" * 20 + b[60:]])
 def test_damaged_archive(tmp_path, spoil):
     (tmp_path / "imgs.zip").write_bytes(spoil(zip_of({"imgs/a.txt": b"some text to be deflated " * 9})))
-    assert "not a whole zip file" in failure(data._unzip, tmp_path / "imgs.zip", tmp_path / "out")
+    assert "not a whole zip file" in failure(datasets._unzip, tmp_path / "imgs.zip", tmp_path / "out")
 
 
 def test_archive_with_or_without_a_folder_of_its_own(tmp_path):
     for name in ("imgs/a.txt", "a.txt"):
         out = tmp_path / f"from {name.replace('/', ' ')}"
         (tmp_path / "imgs.zip").write_bytes(zip_of({name: b"x", "__MACOSX/a.txt": b"x"}))
-        data._unzip(tmp_path / "imgs.zip", out)
+        datasets._unzip(tmp_path / "imgs.zip", out)
         assert [str(p.relative_to(out)) for p in out.rglob("*.txt")] == ["imgs/a.txt"]
 
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 
 import made_data
 from cmi_mtl.core import InputError
-from cmi_mtl.data import Region, load_dataset, normalise_answer
+from cmi_mtl.datasets import load_dataset
+from cmi_mtl.samples import Region, normalise_answer
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.explain import METHODS, explain, explain_question, faithfulness, ground, region_mask, sanity, untrained
 from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config

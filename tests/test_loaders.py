@@ -7,7 +7,8 @@ from PIL import Image
 
 import made_data
 from cmi_mtl.core import InputError
-from cmi_mtl.data import load_dataset, read_label_map
+from cmi_mtl.datasets import load_dataset
+from cmi_mtl.images import read_label_map
 
 
 @pytest.mark.parametrize("below", ["", "OVQA_publish"])

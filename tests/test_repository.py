@@ -78,7 +78,7 @@ def copy(tmp_path_factory):
 @pytest.mark.parametrize("tool", ["nbdev_export", "nbdev_clean"])
 def test_tool_changes_nothing(copy, tool):
     before = made_data.listing(copy)
-    assert {"cmi_mtl/core.py", "nbs/00_core.ipynb"} <= set(before)
+    assert {"cmi_mtl/core.py", "nbs/01_core.ipynb"} <= set(before)
     env = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=copy, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def picture_output():
 def test_readme_generator(tmp_path, capsys):
     nb = new_notebook(cells=[
         new_raw_cell("---\ntitle: x\n---"),
-        new_markdown_cell("# Title\n\n[a](00_core.ipynb) [b](../figures/b.png) [c](https://c.org) [d](#d)"),
+        new_markdown_cell("# Title\n\n[a](01_core.ipynb) [b](../figures/b.png) [c](https://c.org) [d](#d)"),
         new_code_cell("#| hide\nimport hidden"), new_code_cell("#| echo: false\nsilent()", outputs=[
             new_output("stream", name="stderr", text="progress"), picture_output()]),
         new_code_cell("#| eval: false\nspoken()", outputs=[new_output("stream", text="said\n"), picture_output()])])
@@ -120,7 +120,7 @@ def test_readme_generator(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["index_1.png", "index_2.png", "other.png"]
     text, first = (tmp_path / "README.md").read_text(), made_data.listing(tmp_path)
     assert text.startswith(readme.NOTE + "# Title\n")
-    assert "[a](nbs/00_core.ipynb) [b](figures/b.png) [c](https://c.org) [d](#d)" in text
+    assert "[a](nbs/01_core.ipynb) [b](figures/b.png) [c](https://c.org) [d](#d)" in text
     assert text.index("(figures/index_1.png)") < text.index("spoken()") < text.index("said") < text.index("(figures/index_2")
     for absent in ("title: x", "hidden", "silent", "progress", "eval", "#|", "<Figure>", "\n\n\n"): assert absent not in text
     (tmp_path / "README.md").unlink()
@@ -312,7 +312,7 @@ ALONE = """
     sys.meta_path.insert(0, Blocker())
     import importlib, cmi_mtl
     for module in pkgutil.iter_modules(cmi_mtl.__path__): importlib.import_module(f"cmi_mtl.{module.name}")
-    from cmi_mtl.data import load_dataset
+    from cmi_mtl.datasets import load_dataset
     from cmi_mtl.model import CMIMTL
     from cmi_mtl.train import make_settings, train
     folder, options = sys.argv[1], {"n_images": 30, "size": 48}
