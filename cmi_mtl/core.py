@@ -125,7 +125,7 @@ def device_name(device: torch.device) -> str:
     "The device as a person would name it: the GPU's product name, or the processor's."
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
-        for line in open("/proc/cpuinfo"):
+        for line in open("/proc/cpuinfo", encoding="utf-8"):
             if line.startswith("model name"): return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
@@ -137,7 +137,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", 
 def _git(*args: str) -> str | None:
     try:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent if "__file__" in globals() else None, check=True,
-                              capture_output=True, text=True).stdout.strip()
+                              capture_output=True, text=True, encoding="utf-8").stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
 
 

@@ -129,7 +129,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _open_tokens(folder: Path) -> np.ndarray | None:
-    try: meta = json.loads((folder / "meta.json").read_text())
+    try: meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     if not (folder / "tokens.npy").is_file() or sha256_file(folder / "tokens.npy") != meta["sha256"]:
         logger.warning("the kept tokens in %s are damaged; they are computed anew", folder)

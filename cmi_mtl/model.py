@@ -139,7 +139,7 @@ class CMIMTLProcessor:
 
     @classmethod
     def from_pretrained(cls, folder) -> "CMIMTLProcessor":
-        settings = json.loads((Path(folder) / cls.FILE).read_text())
+        settings = json.loads((Path(folder) / cls.FILE).read_text(encoding="utf-8"))
         own = settings.pop("own_generator_tokenizer")
         return cls(AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(Path(folder) / "generator_tokenizer") if own else None,
                    **settings)

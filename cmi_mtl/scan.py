@@ -362,7 +362,7 @@ _FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trap
 def _compile(*args, source="") -> str:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None: raise FileNotFoundError("no C compiler (cc, gcc or clang) on PATH")
-    done = subprocess.run([compiler, *args], input=source, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([compiler, *args], input=source, capture_output=True, text=True, encoding="utf-8", timeout=120)
     if done.returncode: raise OSError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
     return done.stdout
 

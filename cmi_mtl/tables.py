@@ -25,7 +25,7 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     run = Path(run)
     for name in ("record.json", "predictions.jsonl"):
         if not (run / name).is_file(): raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
-    record = json.loads((run / "record.json").read_text())
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
     if record["settings"]["data_root"]: record["settings"]["data_root"] = "given by the user"
     record["per_question"] = [{k: row[k] for k in QUESTION_COLUMNS if k in row and row[k] is not None} for row in read_jsonl(run / "predictions.jsonl")]
     s = record["settings"]
@@ -38,7 +38,7 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
 
 def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
     "Published records by file name, in alphabetical order."
-    return {p.name: json.loads(p.read_text()) for p in sorted(Path(records).glob("*.json"))}
+    return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(records).glob("*.json"))}
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
 def results_table(records: dict[str, dict]) -> str:

@@ -654,6 +654,8 @@ def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASam
 
 def start_accelerator(s: Settings) -> Accelerator:
     "Device, precision and processes. Raises `InputError` for what this machine does not have."
+    for name in [k for k, v in os.environ.items() if k.endswith(("RANK", "WORLD_SIZE")) and not v]:
+        del os.environ[name]            # an empty one says nothing, but Accelerate takes it for a number
     device = pick_device(s.device)
     if device.type == "cpu" and s.mixed_precision == "fp16":
         raise InputError(Problem("mixed_precision='fp16'", "it needs a GPU", "Use 'no' or 'bf16' on a CPU"))
@@ -683,7 +685,7 @@ def _begin(s: Settings, folder: Path, checkpoints: Checkpoints, accelerator: Acc
         p = Progress(**json.loads(state["progress"]))
         accelerator.print(f"going on from {p.phase}, epoch {p.epoch}, step {p.step} ({checkpoints.folder})", flush=True)
         return p, state
-    old = json.loads((folder / "record.json").read_text()) if (folder / "record.json").exists() else {}
+    old = json.loads((folder / "record.json").read_text(encoding="utf-8")) if (folder / "record.json").exists() else {}
     if accelerator.is_main_process:
         checkpoints.clear()
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -767,10 +769,11 @@ def launch(s: Settings, folder: str | Path, processes: int) -> dict:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
                "--mixed_precision", s.mixed_precision, "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cmi_mtl.train",
                "--out", str(folder), *given]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // processes)), **os.environ}       # the processes share the cores
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     for line in process.stdout: print(line, end="", flush=True)
     if process.wait(): raise RuntimeError(f"{processes} processes failed, exit code {process.returncode}; what they said stands above")
-    return json.loads((Path(folder) / "record.json").read_text())
+    return json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
 
 
 def _value(text: str):
@@ -790,7 +793,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-    if int(os.environ.get("RANK", 0)) == 0:
+    if int(os.environ.get("RANK") or 0) == 0:
         print(", ".join(f"{k} {format_score(record['test'][k])}" for k in ("open", "closed", "overall")))
         print(f"run record: {args.out / 'record.json'}")
     return 0

@@ -1,5 +1,6 @@
 "The smallest training there is, and ways to disturb it: `python tests/made_run.py folder` plays the kill test."
 import json
+import math
 import os
 import random
 import signal
@@ -10,9 +11,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 import cmi_mtl.train as T
 import made_data
+from cmi_mtl.core import read_jsonl
 
 MODEL = dict(hidden_size=16, image_size=32, num_queries=4, qformer_layers=2, qformer_heads=2, projection_size=8, fusion_layers=1,
              fusion_options={"d_state": 4}, dropout=0.1)
@@ -28,7 +31,7 @@ def settings(folder, **given):
                  ("OPEN", "What is it?", "lung"), ("CLOSED", "Is it dark?", "yes")]
         rows = [f"{i % 8}.png,{kinds[i % 5][1][:-1]} {split} {i}?,{kinds[i % 5][2]},{kinds[i % 5][0]},{split}"
                 for split, n in SPLITS.items() for i in range(n)]
-        (folder / "table.csv").write_text("\n".join(["image,question,answer,answer_type,split", *rows]))
+        (folder / "table.csv").write_text("\n".join(["image,question,answer,answer_type,split", *rows]), encoding="utf-8")
     model = {**MODEL, **given.pop("model_options", {})}
     return T.make_settings("table", "tiny", data_root=str(folder / "table.csv"), device="cpu",
                            **{**dict(epochs=3, batch_size=8, learning_rate=1e-2, model_options=model), **given})
@@ -37,13 +40,29 @@ def settings(folder, **given):
 def outcome(folder):
     "What a finished run leaves, without times and provenance."
     folder = Path(folder)
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     for k in ("time", "seconds", "commit", "tree_changed"): record.pop(k)
     for k in ("restart", "save_every", "tensorboard", "data_root"): record["settings"].pop(k)
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in history: row.pop("seconds")
-    files = {name: (folder / name).read_bytes() for name in ("model/model.safetensors", "model/config.json", "predictions.jsonl")}
-    return {"record": record, "history": history, **files}
+    config = json.loads((folder / "model/config.json").read_text(encoding="utf-8"))
+    return {"record": record, "history": history, "predictions": read_jsonl(folder / "predictions.jsonl"), "config": config,
+            "weights": load_file(folder / "model/model.safetensors")}
+
+
+def assert_alike(a, b, place="outcome"):
+    """Two outcomes agree: names, texts and counts exactly; numbers and weights to rounding, which grows over the steps of a run.
+
+    Between two kinds of processor, weights of these runs differ by up to 2e-4, numbers in the records by less."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), f"{place}: {sorted(a.keys() ^ b.keys())}"
+        for k in a: assert_alike(a[k], b[k], f"{place}, {k}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), f"{place}: {len(a)} and {len(b)} entries"
+        for i, (x, y) in enumerate(zip(a, b)): assert_alike(x, y, f"{place}, {i}")
+    elif isinstance(a, torch.Tensor): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda m: f"{place}: {m}")
+    elif isinstance(a, float): assert math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3), f"{place}: {a} and {b}"
+    else: assert a == b, f"{place}: {a!r} and {b!r}"
 
 
 def disturb(moment, action, only=None):
@@ -106,7 +125,7 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
         delay, only = rng.choice([0, rng.random() / 50]), None
         if len(done) % 5 == 0: how, moment, delay, only = signal.SIGKILL, rng.randint(1, 2), 0, "half a checkpoint"
         def action(place):
-            (top / "place").write_text(place)
+            (top / "place").write_text(place, encoding="utf-8")
             kill = lambda: os.kill(os.getpid(), how)
             kill() if delay == 0 else threading.Timer(delay, kill).start()
         def work():
@@ -114,7 +133,7 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
             T.train(s, top / f"killed{runs}")
         status = in_child(work)
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        if code in (-signal.SIGKILL, -signal.SIGTERM, 143): done.append((how.name, (top / "place").read_text(), code))
+        if code in (-signal.SIGKILL, -signal.SIGTERM, 143): done.append((how.name, (top / "place").read_text(encoding="utf-8"), code))
         elif code: raise RuntimeError(f"the run failed after {done}")
         finished = (top / f"killed{runs}/record.json").exists() and not list((top / f"killed{runs}").rglob("*.pt"))
         runs += finished                                    # it may be killed after its end, too

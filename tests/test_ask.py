@@ -94,7 +94,7 @@ def test_empty_question_gets_a_message(page):
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_wrong_file_gets_a_message_and_a_right_one_an_answer(page, tmp_path):
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     upload(page, tmp_path / "notes.txt")
     page.get_by_text("notes.txt: cannot be read as an image").wait_for(timeout=60_000)
     page.get_by_label("Question").fill("Is this an x-ray?")

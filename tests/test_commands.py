@@ -4,6 +4,7 @@ Starting a notebook takes seconds, so what happens before a notebook starts, or 
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,11 @@ import made_data
 from cmi_mtl.core import InputError, read_jsonl
 from cmi_mtl.run import main
 from cmi_mtl.train import make_settings, train
+from made_run import assert_alike
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "nbs/experiments/train.ipynb"
+PYTHON = shlex.quote(sys.executable)            # as a shell reads it: the path may hold a blank
 
 
 def environment(**changes):
@@ -32,7 +35,7 @@ def environment(**changes):
 def command(folder, *args, **env):
     "`python -m cmi_mtl.run` in `folder`; returns (exit code, what it said)."
     done = subprocess.run([sys.executable, "-m", "cmi_mtl.run", *map(str, args)], cwd=folder, env=environment(**env),
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     return done.returncode, done.stdout
 
 
@@ -42,7 +45,7 @@ def files(folder): return sorted(p.relative_to(folder).as_posix() for p in folde
 def table(folder, bad_row=False):
     "A user's CSV table with its pictures: 24 questions in three splits, the 5th of them without an answer on request."
     made_data.write({f"{i}.png": made_data.picture(i, kind="PNG") for i in range(6)}, folder)
-    with open(folder / "mine.csv", "w", newline="") as f:
+    with open(folder / "mine.csv", "w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow(["image", "question", "answer", "answer_type", "split"])
         for i in range(24):
@@ -62,7 +65,7 @@ def test_own_table_twice(tmp_path):
     assert code == 0, said
     assert {"train.ipynb", "record.json", "history.jsonl", "predictions.jsonl", "model/config.json", "model/model.safetensors"} \
         <= set(files(out))
-    record = json.loads((out / "record.json").read_text())
+    record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     assert record["settings"]["dataset"] == "table" and record["settings"]["preset"] == "tiny" and record["test_scorings"] == 1
     assert record["data"]["questions"] == {"train": 16, "validation": 4, "test": 4}
     assert {k: record["test"][k]["questions"] for k in ("open", "closed", "overall")} == {"open": 2, "closed": 2, "overall": 4}
@@ -75,8 +78,9 @@ def test_own_table_twice(tmp_path):
     start = time.perf_counter()
     assert main([str(a) for a in args]) == 0
     assert time.perf_counter() - start < 120                            # quick: no installing, no second encoding
-    again = json.loads((out / "record.json").read_text())
-    assert again["test_scorings"] == 2 and again["test"] == record["test"]
+    again = json.loads((out / "record.json").read_text(encoding="utf-8"))
+    assert again["test_scorings"] == 2
+    assert_alike(again["test"], record["test"])
 
 
 def test_ovqa_found_under_the_data_folder(tmp_path):
@@ -84,7 +88,7 @@ def test_ovqa_found_under_the_data_folder(tmp_path):
     code, said = command(tmp_path, TRAIN, "-p", "dataset", "ovqa", "-p", "preset", "tiny", "-p", "epochs", 1, "-p", "data_options",
                          "null", "-p", "variant", "made", "-p", "seed", 3, CMI_MTL_DATA=str(tmp_path / "data"))
     assert code == 0, said
-    record = json.loads((tmp_path / "runs/train/ovqa/made/seed3/record.json").read_text())
+    record = json.loads((tmp_path / "runs/train/ovqa/made/seed3/record.json").read_text(encoding="utf-8"))
     assert record["data"]["questions"] == {"train": 6, "validation": 6, "test": 6} and record["settings"]["seed"] == 3
     assert "n = 6)" in said and "runs/train/ovqa/made/seed3/train.ipynb" in said
 
@@ -112,14 +116,14 @@ def copy(tmp_path):
     for name in ("Makefile", "pyproject.toml", ".ci", "nbs/experiments/train.ipynb"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    script(tmp_path / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    script(tmp_path / ".venv/bin/python", f'exec {PYTHON} "$@"')
     (tmp_path / ".venv/ready").touch()
     return tmp_path
 
 
 def script(path, line):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
 
@@ -128,7 +132,7 @@ def make(folder, *args, **env):
     "(exit code, stdout, stderr) of make in `folder`."
     if shutil.which("make") is None: pytest.skip("there is no make on this machine")
     clean = {k: v for k, v in environment(**env).items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "DATASET", "ARGS")}
-    done = subprocess.run(["make", *args], cwd=folder, env=clean, capture_output=True, text=True)
+    done = subprocess.run(["make", *args], cwd=folder, env=clean, capture_output=True, encoding="utf-8")
     return done.returncode, done.stdout, done.stderr
 
 
@@ -148,7 +152,7 @@ def test_make_alone_says_what_it_can_do(copy):
 
 def test_make_with_another_python(copy):
     (copy / ".venv/ready").unlink()
-    old = script(copy / "old", f'shift; exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 2); $1"')
+    old = script(copy / "old", f'shift; exec {PYTHON} -c "import sys; sys.version_info = (3, 10, 2); $1"')
     for python, parts in ((str(old), ("Python 3.11 is needed", "is 3.10", "make PYTHON=/path/to/python3.11")),
                           ("/no/python", ("there is no /no/python", "Install Python 3.11", "make PYTHON=/path/to/python3.11"))):
         code, out, err = make(copy, "run", f"PYTHON={python}")
@@ -162,13 +166,13 @@ def test_make_finds_the_right_python(copy, tmp_path_factory):
     (copy / ".venv/bin/python").unlink()                                # half made
     bin, log = tmp_path_factory.mktemp("bin"), copy / "log"
     script(bin / "python3.11", "exit 127")
-    script(bin / "python3", f'''echo "$@" >> {log}
+    script(bin / "python3", f'''echo "$@" >> {shlex.quote(str(log))}
 if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; exit; fi
 if [ "$1 $2" = "-m pip" ]; then exit; fi
-exec {sys.executable} "$@"''')
+exec {PYTHON} "$@"''')
     code, out, err = make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")
     assert code == 0, err
-    said, done = out.splitlines(), log.read_text()
+    said, done = out.splitlines(), log.read_text(encoding="utf-8")
     assert [line for line in said if line.startswith(("making", "installing"))] == [
         "making the environment in .venv", "installing the pinned packages, 1 of 2: torch", "installing the pinned packages, 2 of 2: the others"]
     assert "-m venv --clear .venv" in done and "install -c .ci/constraints.txt torch==2.13.0" in done
@@ -176,21 +180,23 @@ exec {sys.executable} "$@"''')
     assert make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")[1] == "make: '.venv/ready' is up to date.\n"
     os.utime(copy / "pyproject.toml", (time.time() + 5, time.time() + 5))
     make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")
-    assert "venv --clear" not in log.read_text() and "install" in log.read_text()       # what is whole is kept
+    assert "venv --clear" not in log.read_text(encoding="utf-8") and "install" in log.read_text(encoding="utf-8")       # what is whole is kept
 
 
 @pytest.mark.parametrize("given, shared, seen", [
     ({}, True, "{up}/shared/datasets"), ({"CMI_MTL_DATA": ""}, True, "{up}/shared/datasets"), ({"CMI_MTL_DATA": "/d"}, True, "/d"),
     ({}, False, ""), ({"CMI_MTL_DATA": ""}, False, "")])
-def test_make_names_the_data_folder(tmp_path, given, shared, seen):
+@pytest.mark.parametrize("folder", ["clone", "a b é"])
+def test_make_names_the_data_folder(tmp_path, folder, given, shared, seen):
+    tmp_path = tmp_path / folder
     here = tmp_path / "clone"
-    here.mkdir()
+    here.mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", here)
     if shared: (tmp_path / "shared/datasets").mkdir(parents=True)
-    (here / "more.mk").write_text("include Makefile\nshow:\n\t@echo \"$$CMI_MTL_DATA\"\n")
+    (here / "more.mk").write_text("include Makefile\nshow:\n\t@echo \"$$CMI_MTL_DATA\"\n", encoding="utf-8")
     env = {"CMI_MTL_DATA": given["CMI_MTL_DATA"]} if given else {}
     without = {k: v for k, v in os.environ.items() if k != "CMI_MTL_DATA"}
-    done = subprocess.run(["make", "-s", "-f", "more.mk", "show"], cwd=here, env={**without, **env}, capture_output=True, text=True)
+    done = subprocess.run(["make", "-s", "-f", "more.mk", "show"], cwd=here, env={**without, **env}, capture_output=True, encoding="utf-8")
     assert done.stdout.strip() == seen.format(up=tmp_path), done.stderr
 
 
@@ -231,8 +237,8 @@ ARGUMENTS = {
 @pytest.mark.parametrize("fault", ARGUMENTS)
 def test_bad_arguments(tmp_path, capsys, fault):
     args, parts = ARGUMENTS[fault]
-    notebook(tmp_path / "good.ipynb", "open('never', 'w')")
-    (tmp_path / "file").write_text("")
+    notebook(tmp_path / "good.ipynb", "open('never', 'wb')")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     args = [str(a).format(tmp=tmp_path) for a in args] + ([] if "--out" in args else ["--out", tmp_path / "out"])
     code, err = shell(capsys, tmp_path / "good.ipynb", *args)
     assert code == 2 and err.startswith("error: ") and files(tmp_path) == ["file", "good.ipynb"]
@@ -245,7 +251,7 @@ def test_bad_arguments(tmp_path, capsys, fault):
     ("bare.ipynb", ("no cell is tagged 'parameters'", "Tag the cell that sets the defaults"))])
 def test_bad_notebook(tmp_path, capsys, name, parts):
     notebook(tmp_path / "bare.ipynb", tag="other")
-    (tmp_path / "text.ipynb").write_text("no notebook")
+    (tmp_path / "text.ipynb").write_text("no notebook", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     code, err = shell(capsys, tmp_path / name, "--out", tmp_path / "out")
     assert code == 2 and err.startswith(f"error: {tmp_path / name}: ") and not (tmp_path / "out").exists()
@@ -276,13 +282,13 @@ def test_kernel_that_dies(tmp_path, capsys):
     path = notebook(tmp_path / "dies.ipynb", "print('so far so good')", "import os; os._exit(9)")
     code, err = shell(capsys, path, "--out", tmp_path / "out")
     assert code == 1 and "error: " in err and "its kernel died" in err and "memory" in err and str(tmp_path / "out/dies.ipynb") in err
-    assert "Traceback" not in err[err.rindex("error: "):] and "so far so good" in (tmp_path / "out/dies.ipynb").read_text()
+    assert "Traceback" not in err[err.rindex("error: "):] and "so far so good" in (tmp_path / "out/dies.ipynb").read_text(encoding="utf-8")
 
 
 def test_interrupted(tmp_path):
-    path = notebook(tmp_path / "long.ipynb", "open('begun', 'w')\nimport time; time.sleep(60)")
+    path = notebook(tmp_path / "long.ipynb", "open('begun', 'wb')\nimport time; time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-m", "cmi_mtl.run", path, "--out", tmp_path / "out"], cwd=tmp_path, env=environment(),
-                               stderr=subprocess.PIPE, text=True,         # a shell's background job would ignore the signal
+                               stderr=subprocess.PIPE, encoding="utf-8",         # a shell's background job would ignore the signal
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     end = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < end: time.sleep(0.1)
@@ -355,7 +361,7 @@ def test_training_that_does_not_begin(tmp_path, monkeypatch, fault):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_split_without_a_question(tmp_path, split):
     path = table(tmp_path)
-    path.write_text("\n".join(x for x in path.read_text().splitlines() if not x.endswith(split)))
+    path.write_text("\n".join(x for x in path.read_text(encoding="utf-8").splitlines() if not x.endswith(split)), encoding="utf-8")
     with pytest.raises(InputError, match=f"no question in split {split}. Give each split some questions"):
         train(make_settings("table", "tiny", data_root=str(path), device="cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -136,7 +136,7 @@ def test_downloads_and_loads(hub, tmp_path, capsys, name, questions):
     assert len(samples) == questions and {s.split for s in samples} >= {"train", "test"}
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and HUB[name][0] in said and str(tmp_path / "data" / name) in said
-    source = json.loads((tmp_path / "data" / name / "source.json").read_text())
+    source = json.loads((tmp_path / "data" / name / "source.json").read_text(encoding="utf-8"))
     assert source["repository"] == HUB[name][0] and source["commit"] == COMMIT and "README.md" not in source["sums"]
     assert {f: hub.sum(f, hub.repos[HUB[name][0]][f]) for f in source["sums"]} == source["sums"]
     assert [p.name for p in (tmp_path / "data").iterdir()] == [name]        # no staging folder is left
@@ -148,7 +148,7 @@ def test_downloads_and_loads(hub, tmp_path, capsys, name, questions):
 def test_vqa_rad_comes_in_the_layout_of_the_field(hub, tmp_path):
     root = download("vqa_rad", tmp_path / "elsewhere")
     assert sorted(p.name for p in root.iterdir()) == ["images", "source.json", "testset.json", "trainset.json"]
-    rows = json.loads((root / "trainset.json").read_text())
+    rows = json.loads((root / "trainset.json").read_text(encoding="utf-8"))
     assert [{k: x for k, x in r.items() if k != "image_hash"} for r in rows] == made_data.rad_rows("train")
     assert (root / "images/made2.jpg").read_bytes() == made_data.picture(2)
 
@@ -251,7 +251,7 @@ def test_repository_or_file_gone(hub, tmp_path):
 
 
 def test_place_that_cannot_be_written(hub, tmp_path):
-    (tmp_path / "data").write_text("a file")
+    (tmp_path / "data").write_text("a file", encoding="utf-8")
     message = failure(download, "slake")
     assert str(tmp_path / "data/slake") in message and "cannot be written" in message and "CMI_MTL_DATA" in message
 

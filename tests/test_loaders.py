@@ -89,7 +89,7 @@ def test_slake_language_and_the_row_without_answer(tmp_path):
     root = made_data.write(made_data.slake_files() | {"train.json": json.dumps(rows).encode()}, tmp_path)
     assert [s.qid for s in load_dataset("slake", root, language="zh")] == ["3"]
     assert [s.qid for s in load_dataset("slake", root) if s.split == "train"] == ["1"]
-    (root / "train.json").write_text(json.dumps([rows[2] | {"answer": ""}]))
+    (root / "train.json").write_text(json.dumps([rows[2] | {"answer": ""}]), encoding="utf-8")
     with pytest.raises(InputError, match="row 1: the answer is empty"): load_dataset("slake", root)     # another qid
 
 
@@ -112,7 +112,7 @@ def test_table_with_regions(tmp_path):
     row = dict(image="a.jpg", question="Where?", answer="left", regions=[
         dict(name="Left Lung", mask="m/a.png", value=215),
         dict(name="nodule", box=[1, 2, 3, 4], kind="finding", mask=None, value=None)])
-    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    (tmp_path / "t.jsonl").write_text(json.dumps(row), encoding="utf-8")
     lung, nodule = load_dataset("table", tmp_path / "t.jsonl")[0].regions
     assert lung.mask == str(tmp_path / "m/a.png") and lung.kind == "organ"
     assert (read_label_map(lung.mask) == lung.value).any()
@@ -128,5 +128,5 @@ def test_public_vqa_rad(tmp_path):
     assert [s.split for s in load_dataset("vqa_rad", root, version="public")] == ["train", "train", "test", "test"]
     assert len(load_dataset("vqa_rad", root)) == 12
     del rows[0]["phrase_type"]
-    (tmp_path / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows))
+    (tmp_path / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(InputError, match="row 1: no field phrase_type"): load_dataset("vqa_rad", root, version="public")

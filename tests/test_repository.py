@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @functools.cache
 def tree():
     "The files that git holds or would hold, as paths below the top. Works where there is no git."
-    ignored = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().split())]
+    ignored = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split())]
     out = []
     for folder, folders, files in os.walk(ROOT):
         keep = lambda names: sorted(n for n in names if not any(fnmatch.fnmatch(n, i) for i in ignored))
@@ -80,7 +80,7 @@ def test_tool_changes_nothing(copy, tool):
     before = made_data.listing(copy)
     assert {"cmi_mtl/core.py", "nbs/01_core.ipynb"} <= set(before)
     env = {**os.environ, "PYTHONPATH": str(copy)}
-    done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=copy, env=env, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=copy, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     after = made_data.listing(copy)
     changed = [p for p in before | after if before.get(p) != after.get(p) and "__pycache__" not in p]
@@ -93,7 +93,7 @@ def test_readme_is_as_its_notebook_says():
 
 
 def test_links_of_the_readme_lead_somewhere():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [m[2] for m in readme.LINK.finditer(text) if not (ROOT / m[2].split("#")[0]).exists()] == []
 
 
@@ -118,7 +118,7 @@ def test_readme_generator(tmp_path, capsys):
     assert err == "`make readme` would change README.md, figures/index_1.png, figures/index_2.png, figures/index_7.png\n"
     assert readme.main([], tmp_path) == 0 == readme.main(["--check"], tmp_path)
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["index_1.png", "index_2.png", "other.png"]
-    text, first = (tmp_path / "README.md").read_text(), made_data.listing(tmp_path)
+    text, first = (tmp_path / "README.md").read_text(encoding="utf-8"), made_data.listing(tmp_path)
     assert text.startswith(readme.NOTE + "# Title\n")
     assert "[a](nbs/01_core.ipynb) [b](figures/b.png) [c](https://c.org) [d](#d)" in text
     assert text.index("(figures/index_1.png)") < text.index("spoken()") < text.index("said") < text.index("(figures/index_2")
@@ -166,21 +166,61 @@ def test_imported_finds_every_kind():
     assert sorted(imported(source)) == ["a", "b", "c", "d"]
 
 
+# ---------------------------------------------------------------- the same on every machine
+
+OPENERS = {"open", "read_text", "write_text"}
+PROCESSES = {"run", "Popen", "check_output"}
+
+
+def without_encoding(source):
+    "Lines of Python that open a text file, or read a process as text, in the encoding that the machine happens to have."
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call): continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", None))
+        owner = getattr(getattr(node.func, "value", None), "id", None)
+        given = {k.arg for k in node.keywords} | {k.value for k in node.args if isinstance(k, ast.Constant)}
+        binary = any(isinstance(g, str) and re.fullmatch(r"[rwax]\+?b", g) for g in given)
+        opens = name in OPENERS and owner not in ("Image", "os", "webbrowser", "zipfile") and isinstance(node.func, (ast.Name, ast.Attribute))
+        if name == "write_text" and isinstance(node.func, ast.Name): continue           # cmi_mtl.core.write_text, always UTF-8
+        as_text = name in PROCESSES and owner == "subprocess" and {"text", "universal_newlines"} & given
+        if (opens and not binary or as_text) and "encoding" not in given: yield node.lineno
+
+
+@pytest.mark.parametrize("path", [p for p in tree() if p.suffix in (".ipynb", ".py") and p.parts[0] in ("nbs", "tests")], ids=str)
+def test_text_files_are_opened_with_their_encoding(path):
+    sources = [c.source for c in code_of(path)] if path.suffix == ".ipynb" else [(ROOT / path).read_text(encoding="utf-8")]
+    found = [s.splitlines()[n - 1].strip() for s in sources for n in without_encoding(re.sub(r"^\s*[%!].*$", "", s, flags=re.M))]
+    assert not found, "name the encoding"
+
+
+def test_openers_without_encoding_are_found():
+    source = "open(p)\nopen(p, 'rb')\nq.read_text()\nq.write_text('x', encoding='utf-8')\nImage.open(p)\nsubprocess.run(c, text=True)\nq.open('wb')"
+    assert list(without_encoding(source)) == [1, 3, 6]
+
+
+def test_waiting_threads_sleep_wherever_the_package_is_imported():
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | {"PYTHONPATH": str(ROOT)}
+    program = "import cmi_mtl, os, subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"OMP_WAIT_POLICY\"])'])"
+    for given, seen in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run([sys.executable, "-c", program], env={**env, **given}, capture_output=True, encoding="utf-8")
+        assert done.stdout.strip() == seen, done.stderr
+
+
 # ---------------------------------------------------------------- package lists
 
 def bare(requirement): return re.split(r"[\s<>=!~;\[]", requirement.strip())[0].lower().replace("_", "-")
 
 
 def test_three_lists_name_the_same_packages():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = {"core": project["dependencies"], **project["optional-dependencies"]}
     assert set(lists) == {"core", "dev", "cuda"}
     settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT / "settings.ini")
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
     for part, key in (("core", "requirements"), ("dev", "dev_requirements"), ("cuda", "cuda_requirements")):
         named = settings["DEFAULT"][key].split()
         assert sorted(map(bare, named)) == sorted(map(bare, lists[part])), f"settings.ini, {key}"
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     by_pip = next(d["pip"] for d in conda if isinstance(d, dict))
     ours = itertools.chain(*lists.values())
     here = [r for r in by_pip if not r.startswith("-")] + [d for d in conda if isinstance(d, str) and bare(d) in set(map(bare, ours))]
@@ -191,7 +231,7 @@ def test_three_lists_name_the_same_packages():
 
 
 def pins():
-    lines = [line for line in (ROOT / ".ci/constraints.txt").read_text().split("\n") if line and not line.startswith("#")]
+    lines = [line for line in (ROOT / ".ci/constraints.txt").read_text(encoding="utf-8").split("\n") if line and not line.startswith("#")]
     pairs = [re.fullmatch(r"([\w.-]+)==([\w.+-]+)", line).groups() for line in lines]
     out = {bare(name): version for name, version in pairs}
     assert len(out) == len(lines), "a package is pinned twice"
@@ -200,7 +240,7 @@ def pins():
 
 def test_everything_installed_by_make_is_pinned():
     "The direct dependencies, and what they need in turn (what torch needs beside depends on its build)."
-    pinned, project = pins(), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned, project = pins(), tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert pinned["torch"] == "2.13.0" and pinned["nbdev"] == "2.4.14"
     wanted = [Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["dev"]]
     for r in wanted: assert pinned[bare(r.name)] in r.specifier, f"the pin of {r.name} is not {r.specifier}"
@@ -218,12 +258,12 @@ def test_everything_installed_by_make_is_pinned():
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     commands = [line.split("#")[0].strip() for b in blocks for line in b.split("\n")]
     assert {"make run", "make test"} <= set(commands)
-    ci = [line.strip() for line in (ROOT / ".ci/run").read_text().split("\n")]
+    ci = [line.strip() for line in (ROOT / ".ci/run").read_text(encoding="utf-8").split("\n")]
     assert ci.count("make test") == 1 and os.access(ROOT / ".ci/run", os.X_OK)
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert {"run", "test", "readme", "help"} <= set(targets)
 
 
@@ -246,7 +286,7 @@ class QuestionFinder:
 
 def benchmark_questions(folder):
     "The questions in the JSON and JSONL files right in a data set's folder."
-    for path in sorted(folder.glob("*.json")): yield from (row["question"] for row in json.loads(path.read_text()))
+    for path in sorted(folder.glob("*.json")): yield from (row["question"] for row in json.loads(path.read_text(encoding="utf-8")))
 
 
 def benchmark_folders():
@@ -264,7 +304,7 @@ def published_texts():
     "What the repository shows to readers beside its own code: outputs, README, the files in figures/."
     for p in tree():
         if p.suffix == ".ipynb": yield p, "\n".join(output_texts(p))
-        elif p.suffix in (".md", ".csv", ".json", ".jsonl", ".svg", ".html", ".txt", ".yml"): yield p, (ROOT / p).read_text()
+        elif p.suffix in (".md", ".csv", ".json", ".jsonl", ".svg", ".html", ".txt", ".yml"): yield p, (ROOT / p).read_text(encoding="utf-8")
 
 
 def equal_files(folders, paths):
@@ -327,6 +367,6 @@ ALONE = """
 
 def test_package_works_without_the_notebook_tools(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(ALONE), tmp_path], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(ALONE), tmp_path], env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "answered:" in done.stdout and (tmp_path / "record.json").exists()
