@@ -25,7 +25,8 @@ from .core import InputError, Problem, find_weights, seed_everything, write_json
 from .images import read_image
 from .encoders import (IMAGENET, encoder_config, image_to_pixels, image_tokens, load_encoder, text_tokens, tiny_image_config,
                               tiny_text_config, token_grid)
-from .ffae import AnswerClassifier, AnswerGenerator, answer_loss, joint_loss
+from .ffae import (AnswerClassifier, AnswerGenerator, answer_loss, decode_answers, end_token_id,
+                          joint_loss)
 from .fvta import FVTA
 
 # %% ../nbs/25_model.ipynb #46e29306
@@ -62,9 +63,9 @@ PRESET_WEIGHTS = {
 
 
 def _t5(layers, width, heads, tokenizer: PreTrainedTokenizerBase) -> dict:
-    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     return dict(num_layers=layers, d_model=width, num_heads=heads, d_kv=width // heads, d_ff=4 * width, dropout_rate=0.0, vocab_size=len(tokenizer),
-                pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id, eos_token_id=end)
+                pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+                eos_token_id=end_token_id(tokenizer))
 
 
 def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig:
@@ -89,11 +90,14 @@ def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
                                   classifier_loss="ce", fusion_options={"expand": 1}, generator=_t5(1, 256, 4, tokenizer)), **overrides})
 
 
-def tiny_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
-    "Phantom data, tests and tutorials: everything small, random and trained."
+def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CMIMTLConfig:
+    """Phantom data, tests and tutorials: everything small, random and trained.
+
+    `generator_tokenizer`: that of the answers; without it the generator writes with the questions' `tokenizer`."""
+    t5 = _t5(1, 96, 4, generator_tokenizer or tokenizer)
     return CMIMTLConfig(**{**dict(image_encoder=tiny_image_config().to_dict(), text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
                                   answers=answers, hidden_size=96, image_size=96, max_question_length=24, num_queries=16, qformer_heads=4,
-                                  projection_size=64, classifier_loss="ce", generator=_t5(1, 96, 4, tokenizer)), **overrides})
+                                  projection_size=64, classifier_loss="ce", generator=t5), **overrides})
 
 # %% ../nbs/25_model.ipynb #b8452a64
 class CMIMTLProcessor:
@@ -285,7 +289,7 @@ class CMIMTL(PreTrainedModel):
         "The generated answers of a forward pass, as text. Needs the processor and FFAE."
         ids = self.generator.generate(out.image_states, out.question_states, out.lengths, out.type_logits.float().softmax(-1), num_beams,
                                       self.config.max_answer_length)
-        return self.processor.generator_tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return decode_answers(self.processor.generator_tokenizer, ids)
 
     @torch.no_grad()
     def answer(self, image, question: str, top: int = 5, num_beams: int = 1) -> Answer:
