@@ -15,7 +15,7 @@ from typing import Callable
 
 from .core import InputError, Problem, atomic_path, cache_home, data_home, sha256_file, write_json
 from .images import image_fault, read_image
-from .samples import Region, VQASample, normalise_answer, plain_text
+from .samples import Region, VQASample, normalise_answer, plain_text, same_pictures
 
 # %% ../nbs/12_datasets.ipynb #00540e79
 LOADERS: dict[str, Callable] = {}
@@ -44,6 +44,8 @@ def _check_entry(e: Entry, images: dict[str, str | None]) -> list[Problem]:
         v[name] = "" if v.get(name) is None else str(v[name]).strip()
     if not v["question"]: bad("the question is empty", "Write the question or delete the row")
     if not v["answer"]: bad("the answer is empty", "Write the answer or delete the row")
+    elif not normalise_answer(v["answer"]):
+        bad(f"the answer {v['answer']!r} has no letter, digit or symbol", "Write the answer or delete the row")
     v["answer_type"] = v["answer_type"].upper()
     if v["answer_type"] not in ("OPEN", "CLOSED"):
         bad(f"unknown answer type {v['answer_type']!r}", "Write OPEN or CLOSED")
@@ -67,7 +69,8 @@ def check(entries: list[Entry], problems: list[Problem] = (), images: dict | Non
         seen.setdefault(e.values["qid"], e.where)
     if not entries and not problems: problems = [Problem("data set", "it holds no question", "Fetch the files again")]
     if problems: raise InputError(problems)
-    return [VQASample(**e.values) for e in entries]
+    digests = {path: sha256_file(path) for path in {e.values["image"] for e in entries if not e.values.get("image_digest")}}
+    return [VQASample(**{"image_digest": digests.get(e.values["image"]), **e.values}) for e in entries]
 
 # %% ../nbs/12_datasets.ipynb #1bdcd7eb
 def _read_text(path: Path) -> str:
@@ -214,6 +217,7 @@ def load_vqa_rad_hub(root=None) -> list[VQASample]:
             closed = normalise_answer(r["answer"]) in ("yes", "no")
             entries.append(Entry(where, dict(
                 qid=f"{split}-{len(entries)}", image=str(path), image_id=path.stem, question=r["question"],
+                image_digest=hashlib.sha256(data).hexdigest(),
                 answer=r["answer"], answer_type="CLOSED" if closed else "OPEN", split=split)))
     samples = check(entries, images=faults)
     for path, data in pictures.items():
@@ -299,13 +303,22 @@ def _hash_split(image_id: str) -> str:
     return "train" if x < 0.7 else "validation" if x < 0.85 else "test"
 
 
+def _fill_splits(rows: list[dict]):
+    """A split for the rows that name none. Rows that share an image id or a picture, under whatever name, get the same: the one
+    that is given for it, else one by its hash."""
+    digest = {p: sha256_file(p) if Path(p).is_file() else p for p in {v["image"] for v in rows}}
+    pictures = same_pictures([v["image_id"] for v in rows], [digest[v["image"]] for v in rows])
+    given = {picture: v["split"] for v, picture in zip(rows, pictures) if v.get("split")}
+    for v, picture in zip(rows, pictures): v["split"] = v.get("split") or given.get(picture) or _hash_split(picture)
+
+
 @loader("table")
 def load_table(root) -> list[VQASample]:
     "A user's own CSV or JSONL file: see above. `regions` in a JSONL row: a list of objects with the fields of `Region`."
     path = Path(root)
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise InputError(Problem(str(path), "a table is a .csv or .jsonl file", "Convert it, or correct the path"))
-    entries, problems, known, reported = [], [], {f.name for f in fields(VQASample)}, set()
+    entries, problems, known, reported = [], [], {f.name for f in fields(VQASample)} - {"image_digest"}, set()
     for i, (where, r) in enumerate(read_rows(path, ("image", "question", "answer")), 1):
         if unknown := set(r) - known - reported:
             reported |= unknown
@@ -313,16 +326,16 @@ def load_table(root) -> list[VQASample]:
                                     f"Rename or delete it; known are {', '.join(sorted(known))}"))
         v = {k: x for k, x in r.items() if k in known and x not in ("", None)} | {k: r[k] for k in ("question", "answer")}
         v["image"] = str(path.parent / str(r["image"])) if r["image"] else ""
-        v["image_id"] = str(v.get("image_id", r["image"]))
+        v["image_id"] = str(v.get("image_id") or os.path.normpath(str(r["image"])))
         v["qid"] = v.get("qid", i)
         v["answer_type"] = v.get("answer_type") or ("CLOSED" if normalise_answer(r["answer"]) in ("yes", "no") else "OPEN")
-        v["split"] = v.get("split") or _hash_split(v["image_id"])
         faults = _region_faults(v.get("regions", []), path.parent)
         problems += [Problem(where, f, "Write name, and box [left, top, width, height] or mask and value") for f in faults]
         v["regions"] = () if faults else tuple(
             Region(**g | {"mask": g.get("mask") and str(path.parent / g["mask"]), "box": g.get("box") and tuple(g["box"])})
             for g in v.get("regions", ()))
         entries.append(Entry(where, v))
+    _fill_splits([e.values for e in entries])
     return check(entries, problems)
 
 
