@@ -119,10 +119,14 @@ logger = logging.getLogger(__name__)
 VERSION = 1     # of the code that makes tokens; a change of it makes kept tokens invalid
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    "SHA-256 over a model's configuration and all its weights."
-    h = hashlib.sha256(sha256_json(model.config.to_diff_dict()).encode())
+def fingerprint(model: PreTrainedModel, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 over a model's configuration and its weights, whatever version of transformers loaded them.
+
+    `without`: beginnings of names of weights to be left out."""
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"}
+    h = hashlib.sha256(sha256_json(config).encode())
     for name, t in sorted(model.state_dict().items()):
+        if name.startswith(without): continue
         h.update(name.encode())
         h.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return h.hexdigest()

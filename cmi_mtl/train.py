@@ -8,7 +8,9 @@ __all__ = ['RECIPES', 'DATASET_RECIPES', 'FORMAT', 'Settings', 'make_settings', 
            'epoch_batches', 'to_inputs', 'loss_counts', 'gradients', 'gradients_that_fit', 'train_step',
            'averaged_weights', 'predict', 'prediction_rows', 'identity', 'Checkpoints', 'trained_state', 'save_run',
            'restore_run', 'Stopped', 'heed_sigterm', 'save_and_stop', 'train_epoch', 'validate', 'log_epoch', 'fit',
-           'data_summary', 'prepare_samples', 'start_accelerator', 'coverage_line', 'train', 'finish', 'launch', 'main']
+           'encoder_record', 'fusion_options', 'shapes_digest', 'model_record', 'model_from_record',
+           'without_the_picture', 'near_training', 'data_summary', 'prepare_samples', 'start_accelerator',
+           'coverage_line', 'train', 'finish', 'launch', 'main']
 
 # %% ../nbs/33_train.ipynb #17059763
 import argparse, contextlib, dataclasses, importlib.util, inspect, json, math, os, shutil, signal, subprocess, sys, threading, time
@@ -143,7 +145,8 @@ def taught_answers(samples: list[VQASample]) -> list[str]:
 class QuestionSet:
     """All samples as arrays. `batch(rows)` gives the keyword arguments of `CMIMTL.forward` for those rows.
 
-    With frozen encoders it holds their tokens (`encode_once`), else pictures (n, S, S, 3) of 8 bits and token ids."""
+    With frozen encoders it holds their tokens (`encode_once`), else pictures (n, S, S, 3) of 8 bits and token ids.
+    Number n, behind the last picture, is the blank one: 8-bit zeros."""
     def __init__(self, samples: list[VQASample], model: CMIMTL, vocabulary: AnswerVocabulary, frozen: bool, device: torch.device):
         self.samples, self.config, self.frozen = samples, model.config, frozen
         processor = model.processor
@@ -173,23 +176,38 @@ class QuestionSet:
         shape = tuple(pictures(slice(0, 1)).shape[1:])
         self.image_tokens = encode_once(model.image_encoder, {"size": side, "pool": c.image_pool, "mean": c.image_mean, "std": c.image_std},
                                         self.digests, pictures, shape, title="pictures")
+        blank = model.processor.pixels(np.zeros((side, side), np.uint8))
+        self.blank_tokens = model.encode_image(blank[None].to(device)).float().cpu()
         shape = (self.input_ids.shape[1], model.text_encoder.config.hidden_size)
         ids = [x.tolist() for x in self.input_ids]
         self.text_tokens = encode_once(model.text_encoder, {"length": shape[0]}, [sha256_json(i) for i in ids], words, shape, 64, "questions")
 
     def __len__(self): return len(self.samples)
 
-    def batch(self, rows: Tensor) -> dict:
-        image, asked = self.image_ids[rows], self.question_ids[rows]
+    def pictures(self, which: Tensor) -> Tensor:
+        "Tokens (b, N, d) or squares (b, S, S, 3) of these pictures; number n is the blank one."
+        blank = which == len(self.digests)
+        which = which.where(~blank, 0)
+        if not self.frozen:
+            squares = self.squares[which]
+            squares[blank] = 0
+            return squares
+        tokens = torch.from_numpy(self.image_tokens[which.numpy()]).float()
+        if blank.any(): tokens[blank] = self.blank_tokens
+        return tokens
+
+    def batch(self, rows: Tensor, shown: Tensor | None = None) -> dict:
+        "`shown` (b,): numbers of the pictures to be shown instead of each question's own."
+        image, asked = self.image_ids[rows] if shown is None else shown, self.question_ids[rows]
         pictures, index = image.unique(return_inverse=True)
         mask = self.attention_mask[asked]
         L = int(mask.sum(1).max())
         out = {"attention_mask": mask[:, :L], "labels": self.labels[rows], "type_labels": self.type_labels[rows], "image_ids": image,
                "image_index": index, "question_ids": asked}
         if self.frozen:
-            out["image_tokens"] = torch.from_numpy(self.image_tokens[pictures.numpy()]).float()
+            out["image_tokens"] = self.pictures(pictures)
             out["text_tokens"] = torch.from_numpy(self.text_tokens[asked.numpy(), :L]).float()
-        else: out |= {"squares": self.squares[pictures], "input_ids": self.input_ids[asked][:, :L]}
+        else: out |= {"squares": self.pictures(pictures), "input_ids": self.input_ids[asked][:, :L]}
         open_rows = out["type_labels"].nonzero()[:, 0]
         written = self.generator_labels[rows][open_rows]
         if len(open_rows) == 0: open_rows, written = torch.tensor([0]), torch.full((1, 1), -100)
@@ -298,6 +316,7 @@ class Run:
     checkpoints: "Checkpoints"
     ema: list[Tensor] | None = None
     best: dict | None = None
+    configuration: dict | None = None                       # of the model, as the record says it
 
     def __post_init__(self): self._clock = time.perf_counter() - self.progress.seconds
 
@@ -423,14 +442,20 @@ def averaged_weights(run: Run):
 
 # %% ../nbs/33_train.ipynb #f6f8c5f3
 @torch.no_grad()
-def predict(run: Run, rows: list[int], write: bool = False) -> tuple[Tensor, list[int], list[str]]:
-    "Logits (n, answers), predicted types and, if asked, generated answers for these rows."
+def predict(run: Run, rows: list[int], write: bool = False,
+            shown: Tensor | None = None) -> tuple[Tensor, list[int], list[str]]:
+    """Logits (n, answers), predicted types and, if asked, generated answers for these rows.
+
+    `shown` (n,): numbers of the pictures to be shown instead of their own."""
     model, a = run.core.eval(), run.accelerator
     logits, types, texts = [torch.empty(0, len(model.config.answers))], [], []
-    own = torch.tensor(rows).tensor_split(a.num_processes)[a.process_index]
-    for part in own.split(max(1, 4 * run.settings.batch_size // run.progress.accumulate)):
+    rows = torch.tensor(rows)
+    shown = run.data.image_ids[rows] if shown is None else shown
+    size = max(1, 4 * run.settings.batch_size // run.progress.accumulate)
+    own = lambda x: x.tensor_split(a.num_processes)[a.process_index].split(size)
+    for part, pictures in zip(own(rows), own(shown)):
         if not len(part): continue
-        inputs = to_inputs(run.data.batch(part), run, False)
+        inputs = to_inputs(run.data.batch(part, pictures), run, False)
         for name in ("labels", "type_labels", "image_ids", "question_ids", "open_rows", "generator_labels"): inputs.pop(name)
         with a.autocast(): out = model(**inputs)
         logits.append(out.logits.float().cpu())
@@ -448,7 +473,9 @@ def prediction_rows(run: Run, rows: list[int], logits: Tensor, types: list[int],
     out = []
     for k, i in enumerate(rows):
         s, truth = run.data.samples[i], normalise_answer(run.data.samples[i].answer)
-        row = {"qid": s.qid, "image_id": s.image_id, "answer_type": s.answer_type, "question_type": s.question_type, "organ": s.organ,
+        digest = run.data.digests[run.data.image_ids[i]]
+        row = {"qid": s.qid, "image_id": s.image_id, "image_digest": digest,
+               "answer_type": s.answer_type, "question_type": s.question_type, "organ": s.organ,
                "modality": s.modality, "linked_id": s.linked_id, "question": s.question, "answer": truth,
                "predicted": answers[p[k].argmax()], "confidence": round(p[k].max().item(), 6)}
         row["correct"] = row["predicted"] == truth
@@ -635,6 +662,108 @@ def fit(run: Run, validation: list[int], epochs: int):
             save_and_stop(run, heard, True)
     run.core.load_state_dict(run.best, strict=False)
 
+# %% ../nbs/33_train.ipynb #6eb0aa82
+from transformers import AutoConfig
+
+from .cifr import FUSIONS, SelectiveBranch
+from .core import RECORD_SCHEMA, check_schema
+from .encoders import fingerprint
+from .metrics import SENTENCE_ENCODER, nearest_similarity, other_pictures, sentence_vectors
+from .model import unused_parts
+
+# %% ../nbs/33_train.ipynb #91e863b4
+def encoder_record(encoder: nn.Module, name: str | None) -> dict:
+    "What a record says of an encoder not yet trained; `name` is None where it starts from nothing."
+    unsaid = ("transformers_version", "_name_or_path")
+    configuration = {k: v for k, v in encoder.config.to_diff_dict().items() if k not in unsaid}
+    unused = tuple(n for n, part in encoder.named_children() if part in unused_parts(encoder))
+    checksum = fingerprint(encoder, unused) if name else None
+    return {"name": name, "sha256": checksum, "configuration": configuration}
+
+
+def fusion_options(config: CMIMTLConfig) -> dict:
+    "All options of the fusion's blocks: those given, and the defaults of the others."
+    parameters = dict(inspect.signature(FUSIONS[config.fusion]).parameters)
+    if "branch" in parameters: parameters |= inspect.signature(SelectiveBranch).parameters
+    defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
+    defaults.pop("dropout")                                 # a field of its own
+    return {**defaults, **config.fusion_options}
+
+
+def shapes_digest(model: CMIMTL) -> str:
+    "SHA-256 of the names and shapes of all weights."
+    return sha256_json(sorted((name, list(x.shape)) for name, x in model.state_dict().items()))
+
+
+def model_record(model: CMIMTL, preset: str) -> dict:
+    "The configuration of a model just built, every field of it, as the record holds it."
+    c, start = model.config, PRESET_WEIGHTS[preset]
+    fields = set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "confidence_temperature"}
+    return {**{name: getattr(c, name) for name in sorted(fields)},
+            "image_encoder": encoder_record(model.image_encoder, start.get("image")),
+            "text_encoder": encoder_record(model.text_encoder, start.get("text")),
+            "fusion_options": fusion_options(c) if c.cifr else {},
+            "answers": {"size": len(c.answers), "sha256": sha256_json(c.answers)},
+            "shapes": shapes_digest(model)}
+
+# %% ../nbs/33_train.ipynb #8abec534
+def model_from_record(record: dict, answers: list[str] | None = None) -> CMIMTL:
+    """A new model, with random weights, of the configuration that a record holds.
+
+    `answers`: its vocabulary; without it the answers are called by their numbers. Raises
+    `InputError` for a record of another schema, a vocabulary that is not the record's, and where
+    this version of the code makes another model of the record's configuration."""
+    check_schema(record, "the record")
+    c = dict(record["model"])
+    known, shapes = c.pop("answers"), c.pop("shapes")
+    if answers is None: answers = [f"answer {i}" for i in range(known["size"])]
+    elif sha256_json(list(answers)) != known["sha256"]:
+        raise InputError(Problem("answers", "they are not the vocabulary of the record",
+                                 "Give those of its run, in their order"))
+    for part in ("image_encoder", "text_encoder"):
+        c[part] = AutoConfig.for_model(**c[part]["configuration"]).to_dict()
+    def refuse(why):
+        return InputError(Problem("the record's model", f"this version makes another one of it: {why}",
+                                  f"Use commit {record['commit']}"))
+    lost = [name for name in c if name not in inspect.signature(CMIMTLConfig).parameters]
+    if lost: raise refuse(f"it has no {', '.join(lost)}")
+    config = CMIMTLConfig(**c, answers=answers, confidence_temperature=record["temperature"])
+    model = CMIMTL(config)
+    if shapes_digest(model) != shapes: raise refuse("weights have other names or shapes")
+    return model
+
+# %% ../nbs/33_train.ipynb #889cc09c
+def without_the_picture(run: Run, rows: list[int]) -> dict[str, list]:
+    """Whether the classifier is right with a blank and with a shuffled picture, for each of `rows`.
+
+    None where there is no other picture to be shown."""
+    data = run.data
+    number = {digest: i for i, digest in enumerate(data.digests)}
+    own = [data.digests[i] for i in data.image_ids[rows].tolist()]
+    other = other_pictures(own, run.settings.seed)
+    def right(shown):
+        logits, _, _ = predict(run, rows, shown=torch.tensor(shown))
+        return (logits.argmax(1) == data.labels[rows]).tolist()
+    blank = right([len(data.digests)] * len(rows))
+    shuffled = right([number[other[x]] for x in own]) if other else [None] * len(rows)
+    return {"correct_blank": blank, "correct_shuffled": shuffled}
+
+
+def near_training(run: Run, rows: list[int]) -> tuple[dict[str, list], dict]:
+    "Similarities of the nearest training questions for `rows`, and what the record says of them."
+    samples, data = run.data.samples, run.data
+    texts = list(dict.fromkeys(x.question for x in samples))
+    said, unknown = {"encoder": SENTENCE_ENCODER}, [None] * len(rows)
+    try: vectors = sentence_vectors(texts)[data.question_ids]
+    except (InputError, OSError):
+        said["missing"] = "its weights are not at hand, and the hub does not give them"
+        return {"nearest": unknown, "nearest_same_type": unknown}, said
+    picture = [data.digests[i] for i in data.image_ids.tolist()]
+    kind = [(p, x.answer_type) for p, x in zip(picture, samples)]
+    training = [i for i, x in enumerate(samples) if x.split == "train"]
+    return {"nearest": nearest_similarity(vectors, picture, rows, training),
+            "nearest_same_type": nearest_similarity(vectors, kind, rows, training)}, said
+
 # %% ../nbs/33_train.ipynb #bd678a1a
 def data_summary(samples: list[VQASample], digests: list[str], vocabulary: AnswerVocabulary) -> dict:
     "Counts, checksums, leakage and ceiling: what the record says of the data."
@@ -680,9 +809,11 @@ def coverage_line(c: dict) -> str:
 def _phase(s, samples, rows, accelerator, progress, state, folder, checkpoints) -> Run:
     "Model, data and run of one phase, from the start or as the checkpoint `state` has it."
     model = build_model(s, samples)
+    configuration = model_record(model, s.preset)           # now: encoders have their start weights
     data = QuestionSet(samples, model, AnswerVocabulary(model.config.answers), s.tokens_kept, accelerator.device)
     if model.config.ffae: accelerator.print(coverage_line(data.generator_answers), flush=True)
     run = start_run(s, data, model, rows, accelerator, progress, folder, checkpoints)
+    run.configuration = configuration
     if state is not None: restore_run(run, state)
     return run
 
@@ -756,7 +887,13 @@ def finish(run: Run, test: list[int]) -> dict:
     temperature = p.chosen["temperature"]
     model.config.confidence_temperature = temperature
     predictions = prediction_rows(run, test, *predict(run, test, write=model.config.ffae), temperature)
-    record = {"experiment": "train", "settings": dataclasses.asdict(s), **provenance(a.device),
+    nearest, how_near = near_training(run, test)
+    measures = {**nearest, **without_the_picture(run, test)}
+    for i, row in enumerate(predictions):
+        row |= {name: values[i] for name, values in measures.items()}
+    record = {"experiment": "train", "schema": RECORD_SCHEMA,
+              "settings": dataclasses.asdict(s), **provenance(a.device),
+              "model": run.configuration, "history": p.history, "nearest_question": how_near,
               "data": data_summary(run.data.samples, run.data.digests, AnswerVocabulary(model.config.answers)),
               "start_weights": PRESET_WEIGHTS[s.preset],
               "parameters": {"trained": sum(x.numel() for x in run.trained), "all": model.num_parameters()},

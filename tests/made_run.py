@@ -42,6 +42,7 @@ def outcome(folder):
     folder = Path(folder)
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     for k in ("time", "seconds", "commit", "tree_changed"): record.pop(k)
+    for row in record["history"]: row.pop("seconds")
     for k in ("restart", "save_every", "tensorboard", "data_root"): record["settings"].pop(k)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in history: row.pop("seconds")
