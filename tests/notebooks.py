@@ -51,7 +51,7 @@ def digest(obj):
 
 def tree_of(cell):
     "A code cell's syntax tree, magics as IPython's calls; None where it is no Python."
-    try: return ast.parse(TransformerManager().transform_cell(cell.source))
+    try: return ast.parse(cell.source)
     except SyntaxError: return None
 
 
