@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run test ask publish readme clean
+.PHONY: help run test ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
+	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
 	@echo 'make readme                 make README.md from nbs/index.ipynb'
 	@echo 'make clean                  delete the environment; runs/ stays'
 	@echo 'The first call makes the environment in .venv: about 3 minutes, 2 GB. Python 3.11 and pip are all it needs.'
@@ -48,6 +49,10 @@ ask: .venv/ready
 
 publish: .venv/ready
 	@$(BIN)/python -m cmi_mtl.tables $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))
+
+notebooks: .venv/ready
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tests/notebooks.py $(ARGS)
 
 readme: .venv/ready
 	@$(BIN)/python tests/readme.py
