@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['ORGANS', 'FINDING_LEVEL', 'SIGN', 'RADIUS', 'LUNG', 'BODY', 'ZONES', 'KIDNEY', 'AXIAL', 'CORONAL', 'TISSUE', 'HORN',
            'ATRIUM', 'LOBES', 'SAGITTAL_LOBES', 'CORONAL_LOBES', 'HALF', 'BODY_OF_VENTRICLE', 'SIDES', 'SIZED', 'VIEWS',
-           'KINDS', 'ARTICLED', 'HOSTS', 'PLURAL', 'ORGAN_WORDS', 'VERSION', 'curve', 'ellipse', 'mirror', 'Canvas',
-           'Finding', 'mask_box', 'named', 'draw_chest', 'draw_abdomen_axial', 'draw_abdomen_coronal',
+           'KINDS', 'ARTICLED', 'HOSTS', 'PLURAL', 'ORGAN_WORDS', 'VERSION', 'FEW', 'curve', 'ellipse', 'mirror',
+           'Canvas', 'Finding', 'mask_box', 'named', 'draw_chest', 'draw_abdomen_axial', 'draw_abdomen_coronal',
            'draw_brain_axial', 'draw_brain_sagittal', 'draw_brain_coronal', 'View', 'Picture', 'plan_picture',
            'picture_regions', 'Asked', 'ask', 'choose_balanced', 'make_phantom', 'load_phantom']
 
 # %% ../nbs/13_phantom.ipynb #5b8503ee
-import collections, os, tempfile
+import collections, os, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import joblib
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 
 from .core import InputError, Problem, cache_home, read_jsonl, write_jsonl
 from .datasets import loader
@@ -894,15 +897,17 @@ def _samples(image_id: str, picture: Picture, split: str, chosen: list[tuple[Ask
     return samples
 
 # %% ../nbs/13_phantom.ipynb #b3fc1608
-VERSION = 1     # goes up whenever the same seed would give another picture or question
+VERSION = 2     # goes up whenever the same seed would give another picture or question
+FEW = 400       # so many pictures are drawn sooner by one process than others are started
 
 
-def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128):
-    """Draw a data set into `folder`, which appears whole or not at all.
+def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128, processes: int | None = None):
+    """Draw a data set into `folder`, which appears whole or not at all, whoever is killed.
 
     images/ holds 8-bit grey pictures (size, size), masks/ two label maps for each (one grey level per region) and
-    questions.jsonl the samples, with paths relative to `folder`. The same arguments give the same bytes. Raises `InputError`
-    for arguments out of range and for a folder that is already there."""
+    questions.jsonl the samples, with paths relative to `folder`. The same arguments give the same bytes, whatever the
+    number of `processes` (None: all cores, or one for a few pictures). A second process that wants the same folder waits
+    for the first. Raises `InputError` for arguments out of range and for a folder that is already there."""
     folder = Path(folder)
     problems = [Problem(f"{name}={value!r}", f"must be a whole number of at least {low}", f"Give {low} or more")
                 for name, value, low in (("n_images", n_images, 10), ("seed", seed, 0), ("size", size, 48))
@@ -912,42 +917,54 @@ def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128):
     if not above.is_dir(): problems.append(Problem(str(above), "is a file, not a folder", "Name another place for the data"))
     if problems: raise InputError(problems)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as tmp:
-        part = Path(tmp) / "part"
-        _draw_into(part, n_images, seed, size)
-        try: os.rename(part, folder)
-        except OSError:
-            if not (folder / "questions.jsonl").exists(): raise      # else: another process made the same data first
+    with FileLock(f"{folder}.lock"):
+        if folder.exists(): return                          # drawn by the process that held the lock before
+        staging = f".{folder.name}.part-"
+        for killed in folder.parent.glob(f"{staging}*"): shutil.rmtree(killed, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=staging, ignore_cleanup_errors=True) as tmp:
+            _draw_into(Path(tmp) / "whole", n_images, seed, size, processes)
+            os.rename(Path(tmp) / "whole", folder)
+
+# %% ../nbs/13_phantom.ipynb #c0ffee01
+def _draw_one(folder: Path, i: int, seed: int, size: int) -> tuple[Picture, list[Asked]]:
+    "Draw the i-th picture and its label maps into `folder`. Returns its plan and all its questions."
+    rng = np.random.default_rng([seed, VERSION, i])
+    bodies = [[v for v in VIEWS if VIEWS[v].body == body] for body in ("chest", "abdomen", "brain")]
+    views = bodies[i % 3]
+    picture = plan_picture(views[i // 3 % len(views)], rng)
+    image, canvas = picture.render(size)
+    Image.fromarray(image).save(folder / "images" / f"{i:05d}.png")
+    Image.fromarray(canvas.organs).save(folder / "masks" / f"{i:05d}_organs.png")
+    Image.fromarray(canvas.findings).save(folder / "masks" / f"{i:05d}_findings.png")
+    return picture, ask(picture, *picture_regions(picture, canvas, f"{i:05d}"), rng)
 
 
-def _draw_into(folder: Path, n_images: int, seed: int, size: int):
+def _draw_into(folder: Path, n_images: int, seed: int, size: int, processes: int | None = None):
+    "Draw all pictures into the new `folder`, choose the questions, and write questions.jsonl last."
     for name in ("images", "masks"): (folder / name).mkdir(parents=True)
+    workers = joblib.Parallel(n_jobs=processes or (1 if n_images < FEW else -1), return_as="generator")
+    jobs = (joblib.delayed(_draw_one)(folder, i, seed, size) for i in range(n_images))
+    drawn = list(tqdm(workers(jobs), total=n_images, desc="drawing the phantom", unit="picture", delay=2,
+                      mininterval=1))
     rng = np.random.default_rng([seed, VERSION])
     bounds = np.array([.7, .85, 1]) * n_images
-    split_of = {f"{i:05d}": ("train", "validation", "test")[int(np.searchsorted(bounds, place, side="right"))]
-                for place, i in enumerate(rng.permutation(n_images))}
-    bodies = [[v for v in VIEWS if VIEWS[v].body == body] for body in ("chest", "abdomen", "brain")]
-    pictures, asked = {}, {split: {} for split in ("train", "validation", "test")}
-    for i in range(n_images):
-        image_id = f"{i:05d}"
-        pictures[image_id] = picture = plan_picture(bodies[i % 3][i // 3 % len(bodies[i % 3])], rng)
-        image, canvas = picture.render(size)
-        Image.fromarray(image).save(folder / "images" / f"{image_id}.png")
-        Image.fromarray(canvas.organs).save(folder / "masks" / f"{image_id}_organs.png")
-        Image.fromarray(canvas.findings).save(folder / "masks" / f"{image_id}_findings.png")
-        asked[split_of[image_id]][image_id] = ask(picture, *picture_regions(picture, canvas, image_id), rng)
-    chosen = {image_id: [] for image_id in pictures}
-    for split in asked:
-        for image_id, q, rank in choose_balanced(asked[split], rng): chosen[image_id].append((q, rank))
-    write_jsonl(folder / "questions.jsonl", (asdict(s) for i in pictures for s in _samples(i, pictures[i], split_of[i],
-                                                                                           chosen[i])))
+    split_of = [("train", "validation", "test")[int(np.searchsorted(bounds, place, side="right"))]
+                for place in np.argsort(rng.permutation(n_images))]
+    chosen = {f"{i:05d}": [] for i in range(n_images)}
+    for split in ("train", "validation", "test"):
+        asked = {image_id: questions for image_id, (_, questions), own in zip(chosen, drawn, split_of) if own == split}
+        for image_id, q, rank in choose_balanced(asked, rng): chosen[image_id].append((q, rank))
+    rows = (asdict(s) for image_id, (picture, _), split in zip(chosen, drawn, split_of)
+            for s in _samples(image_id, picture, split, chosen[image_id]))
+    write_jsonl(folder / "questions.jsonl", rows)
 
-
+# %% ../nbs/13_phantom.ipynb #c0ffee02
 @loader("phantom")
 def load_phantom(root=None, n_images: int = 1000, seed: int = 0, size: int = 128) -> list[VQASample]:
     """The phantom data, drawn into `root` (else `cache_home()`) when they are not there yet.
 
-    Drawing takes about 15 ms of one core for a picture of 128 pixels. Raises `InputError` as `make_phantom` does."""
+    The folder's name holds all that determines the data: number, seed, size, and version of the drawing code. Drawing takes
+    about 15 ms of one core for a picture of 128 pixels. Raises `InputError` as `make_phantom` does."""
     folder = Path(root or cache_home()) / f"phantom-{n_images}-{seed}-{size}-v{VERSION}"
     if not folder.exists(): make_phantom(folder, n_images, seed, size)
     full = lambda path: str(folder / path)
