@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['ORGANS', 'FINDING_LEVEL', 'SIGN', 'RADIUS', 'LUNG', 'BODY', 'ZONES', 'KIDNEY', 'AXIAL', 'CORONAL', 'TISSUE', 'HORN',
            'ATRIUM', 'LOBES', 'SAGITTAL_LOBES', 'CORONAL_LOBES', 'HALF', 'BODY_OF_VENTRICLE', 'SIDES', 'SIZED', 'VIEWS',
-           'KINDS', 'ARTICLED', 'HOSTS', 'PLURAL', 'ORGAN_WORDS', 'VERSION', 'curve', 'ellipse', 'mirror', 'Canvas',
-           'Finding', 'mask_box', 'named', 'draw_chest', 'draw_abdomen_axial', 'draw_abdomen_coronal',
+           'KINDS', 'ARTICLED', 'HOSTS', 'PLURAL', 'ORGAN_WORDS', 'VERSION', 'FEW', 'curve', 'ellipse', 'mirror',
+           'Canvas', 'Finding', 'mask_box', 'named', 'draw_chest', 'draw_abdomen_axial', 'draw_abdomen_coronal',
            'draw_brain_axial', 'draw_brain_sagittal', 'draw_brain_coronal', 'View', 'Picture', 'plan_picture',
            'picture_regions', 'Asked', 'ask', 'choose_balanced', 'make_phantom', 'load_phantom']
 
 # %% ../nbs/13_phantom.ipynb #5b8503ee
-import collections, os, tempfile
+import collections, os, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import joblib
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 
 from .core import InputError, Problem, cache_home, read_jsonl, write_jsonl
 from .datasets import loader
@@ -141,7 +144,7 @@ class Finding:
 
 
 SIGN = {"right": -1, "left": 1, "": 1}      # the patient's right is on the picture's left
-RADIUS = {"small": (0.05, 0.062), "large": (0.105, 0.13)}
+RADIUS = {"small": (.08, .092), "large": (.13, .15)}     # at 96 pixels 8 and 13 across
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -158,7 +161,7 @@ def named(findings, name: str, **wanted) -> Finding | None:
 LUNG = [(.27, -.76), (.42, -.70), (.56, -.48), (.66, -.20), (.72, .14), (.76, .46), (.77, .64), (.68, .54), (.52, .44),
         (.36, .41), (.20, .46), (.11, .52), (.12, .25), (.13, -.05), (.12, -.40), (.15, -.65)]
 BODY = [(.17, -1.2), (.20, -.96), (.34, -.86), (.70, -.78), (1.2, -.62), (1.2, .0), (.97, .12), (.93, .40), (.94, 1.2)]
-ZONES = {"upper zone": (.40, -.42), "middle zone": (.50, -.04), "lower zone": (.58, .25)}
+ZONES = {"upper zone": (.40, -.43), "middle zone": (.48, -.08), "lower zone": (.57, .27)}
 
 
 def draw_chest(c: Canvas, findings, weighting: str = ""):
@@ -195,7 +198,7 @@ def _chest_finding(c: Canvas, k: int, f: Finding, lungs: dict[str, np.ndarray], 
     "Draw and mark the k-th finding. The enlarged heart is drawn already."
     r, share = c.own(k), heart
     if f.name == "nodule":
-        radius, (x, y) = r.uniform(*RADIUS[f.size]), np.add(ZONES[f.position], r.uniform(-.05, .05, 2))
+        radius, (x, y) = r.uniform(*RADIUS[f.size]), np.add(ZONES[f.position], r.uniform(-.04, .04, 2))
         share = c.cover(ellipse(SIGN[f.side] * x, y, radius, radius * r.uniform(.85, 1.15), wobble=.12, rng=r))
         c.paint(c.soft(share, .008) * .9, .72)
     elif f.name == "pleural effusion":                                  # fluid stands higher along the chest wall
@@ -322,7 +325,7 @@ def _abdomen_organs(c: Canvas, findings, inside: np.ndarray) -> dict[str, np.nda
                                     (-.66, .36)]))
     _tissue(c, "liver", liver, .62, .022, 30)
     _vessels_of_liver(c, liver, (-.30, -.05))
-    _tissue(c, "", c.cover(ellipse(-.22, -.13, .065, .09, .5)), .36)                                     # gallbladder
+    _tissue(c, "", c.cover(ellipse(-.22, -.13, .065, .09, .5)), .48)                                     # gallbladder
     stomach = curve([(.20, -.42), (.42, -.44), (.60, -.30), (.62, -.10), (.50, -.06), (.40, -.18), (.22, -.24), (.14, -.32)])
     _tissue(c, "", c.cover(stomach), .56)
     core = c.cover((stomach - [.40, -.27]) * .86 + [.40, -.27])
@@ -362,19 +365,19 @@ def _abdomen_finding(c: Canvas, k: int, f: Finding, places: dict, inside: np.nda
     if f.name == "metastasis":
         radius, (x, y) = r.uniform(*RADIUS[f.size]), (x, y) + r.uniform(-.03, .03, 2)
         share = c.cover(ellipse(x, y, radius, radius * r.uniform(.85, 1.1), wobble=.15, rng=r)) * inside
-        c.paint(c.soft(share, .008), .34 + .02 * c.clouds(20, r))
+        c.paint(c.soft(share, .008), .26 + .02 * c.clouds(20, r))
     elif f.name == "kidney cyst":
         radius = r.uniform(*RADIUS[f.size])
         share = c.cover(ellipse(s * (x + .11), y + r.uniform(-.05, .05), radius, radius * r.uniform(.9, 1.1)))
-        c.paint(share, .43)
+        c.paint(share, .40)
     elif f.name == "kidney stone":
-        share = c.cover(ellipse(s * (x - .02), y + r.uniform(-.05, .05), r.uniform(.042, .05), r.uniform(.042, .05)))
+        share = c.cover(ellipse(s * (x - .02), y + r.uniform(-.05, .05), r.uniform(.065, .08), r.uniform(.065, .08)))
         c.paint(share, 1.0)
     else: share = beds[f"{f.side} {f.name.removeprefix('missing ')}".strip()]
     c.finding(k, share)
 
 
-AXIAL = {"right lobe of the liver": (-.50, .02), "left lobe of the liver": (-.13, -.30), "spleen": (.64, .17),
+AXIAL = {"right lobe of the liver": (-.50, .02), "left lobe of the liver": (-.13, -.30), "spleen": (.62, .17),
          "kidney": (.37, .25)}
 
 # %% ../nbs/13_phantom.ipynb #b94a8da7
@@ -522,7 +525,7 @@ def _brain_finding(c: Canvas, k: int, f: Finding, places: dict, t: dict, tissue:
         c.paint(c.soft(spot, .006), .97)
         c.paint(c.soft(c.cover((outline - [x, y]) * .62 + [x, y]), .008), t["lesion"] * .8)
     else:                                                               # an infarct: a wedge from the surface inward
-        out, reach = np.array([x, y]) / np.hypot(x, y), r.uniform(.13, .145) if f.size == "small" else r.uniform(.21, .24)
+        out, reach = np.array([x, y]) / np.hypot(x, y), r.uniform(.15, .165) if f.size == "small" else r.uniform(.24, .265)
         across, base = np.array([-out[1], out[0]]), np.array([x, y]) + out * .06
         wedge = [base - across * reach * .75, base + out * .1, base + across * reach * .75,
                  base - out * reach * .45 + across * reach * .35, base - out * reach,
@@ -723,9 +726,9 @@ class Picture:
 
 
 def plan_picture(view: str, rng: np.random.Generator) -> Picture:
-    "A random picture of that view: half are normal, the others have one finding or two that leave each other room."
+    "A random picture of that view: three in ten are normal, the others have one finding or two that leave each other room."
     choices, findings, taken = VIEWS[view].choices, [], set()
-    for _ in range(rng.choice([0, 1, 2], p=[.5, .3, .2])):
+    for _ in range(rng.choice([0, 1, 2], p=[.3, .35, .35])):
         free = [f for f, places in choices if not places & taken]
         name = str(rng.choice(sorted({f.name for f in free})))
         if findings and findings[0].name in {f.name for f in free} and rng.random() < .4: name = findings[0].name
@@ -894,15 +897,17 @@ def _samples(image_id: str, picture: Picture, split: str, chosen: list[tuple[Ask
     return samples
 
 # %% ../nbs/13_phantom.ipynb #b3fc1608
-VERSION = 1     # goes up whenever the same seed would give another picture or question
+VERSION = 3     # goes up whenever the same seed would give another picture or question
+FEW = 400       # so many pictures are drawn sooner by one process than others are started
 
 
-def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128):
-    """Draw a data set into `folder`, which appears whole or not at all.
+def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128, processes: int | None = None):
+    """Draw a data set into `folder`, which appears whole or not at all, whoever is killed.
 
     images/ holds 8-bit grey pictures (size, size), masks/ two label maps for each (one grey level per region) and
-    questions.jsonl the samples, with paths relative to `folder`. The same arguments give the same bytes. Raises `InputError`
-    for arguments out of range and for a folder that is already there."""
+    questions.jsonl the samples, with paths relative to `folder`. The same arguments give the same bytes, whatever the
+    number of `processes` (None: all cores, or one for a few pictures). A second process that wants the same folder waits
+    for the first. Raises `InputError` for arguments out of range and for a folder that is already there."""
     folder = Path(folder)
     problems = [Problem(f"{name}={value!r}", f"must be a whole number of at least {low}", f"Give {low} or more")
                 for name, value, low in (("n_images", n_images, 10), ("seed", seed, 0), ("size", size, 48))
@@ -912,42 +917,54 @@ def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128):
     if not above.is_dir(): problems.append(Problem(str(above), "is a file, not a folder", "Name another place for the data"))
     if problems: raise InputError(problems)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as tmp:
-        part = Path(tmp) / "part"
-        _draw_into(part, n_images, seed, size)
-        try: os.rename(part, folder)
-        except OSError:
-            if not (folder / "questions.jsonl").exists(): raise      # else: another process made the same data first
+    with FileLock(f"{folder}.lock"):
+        if folder.exists(): return                          # drawn by the process that held the lock before
+        staging = f".{folder.name}.part-"
+        for killed in folder.parent.glob(f"{staging}*"): shutil.rmtree(killed, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=staging, ignore_cleanup_errors=True) as tmp:
+            _draw_into(Path(tmp) / "whole", n_images, seed, size, processes)
+            os.rename(Path(tmp) / "whole", folder)
+
+# %% ../nbs/13_phantom.ipynb #c0ffee01
+def _draw_one(folder: Path, i: int, seed: int, size: int) -> tuple[Picture, list[Asked]]:
+    "Draw the i-th picture and its label maps into `folder`. Returns its plan and all its questions."
+    rng = np.random.default_rng([seed, VERSION, i])
+    bodies = [[v for v in VIEWS if VIEWS[v].body == body] for body in ("chest", "abdomen", "brain")]
+    views = bodies[i % 3]
+    picture = plan_picture(views[i // 3 % len(views)], rng)
+    image, canvas = picture.render(size)
+    Image.fromarray(image).save(folder / "images" / f"{i:05d}.png")
+    Image.fromarray(canvas.organs).save(folder / "masks" / f"{i:05d}_organs.png")
+    Image.fromarray(canvas.findings).save(folder / "masks" / f"{i:05d}_findings.png")
+    return picture, ask(picture, *picture_regions(picture, canvas, f"{i:05d}"), rng)
 
 
-def _draw_into(folder: Path, n_images: int, seed: int, size: int):
+def _draw_into(folder: Path, n_images: int, seed: int, size: int, processes: int | None = None):
+    "Draw all pictures into the new `folder`, choose the questions, and write questions.jsonl last."
     for name in ("images", "masks"): (folder / name).mkdir(parents=True)
+    workers = joblib.Parallel(n_jobs=processes or (1 if n_images < FEW else -1), return_as="generator")
+    jobs = (joblib.delayed(_draw_one)(folder, i, seed, size) for i in range(n_images))
+    drawn = list(tqdm(workers(jobs), total=n_images, desc="drawing the phantom", unit="picture", delay=5,
+                      mininterval=1))
     rng = np.random.default_rng([seed, VERSION])
     bounds = np.array([.7, .85, 1]) * n_images
-    split_of = {f"{i:05d}": ("train", "validation", "test")[int(np.searchsorted(bounds, place, side="right"))]
-                for place, i in enumerate(rng.permutation(n_images))}
-    bodies = [[v for v in VIEWS if VIEWS[v].body == body] for body in ("chest", "abdomen", "brain")]
-    pictures, asked = {}, {split: {} for split in ("train", "validation", "test")}
-    for i in range(n_images):
-        image_id = f"{i:05d}"
-        pictures[image_id] = picture = plan_picture(bodies[i % 3][i // 3 % len(bodies[i % 3])], rng)
-        image, canvas = picture.render(size)
-        Image.fromarray(image).save(folder / "images" / f"{image_id}.png")
-        Image.fromarray(canvas.organs).save(folder / "masks" / f"{image_id}_organs.png")
-        Image.fromarray(canvas.findings).save(folder / "masks" / f"{image_id}_findings.png")
-        asked[split_of[image_id]][image_id] = ask(picture, *picture_regions(picture, canvas, image_id), rng)
-    chosen = {image_id: [] for image_id in pictures}
-    for split in asked:
-        for image_id, q, rank in choose_balanced(asked[split], rng): chosen[image_id].append((q, rank))
-    write_jsonl(folder / "questions.jsonl", (asdict(s) for i in pictures for s in _samples(i, pictures[i], split_of[i],
-                                                                                           chosen[i])))
+    split_of = [("train", "validation", "test")[int(np.searchsorted(bounds, place, side="right"))]
+                for place in np.argsort(rng.permutation(n_images))]
+    chosen = {f"{i:05d}": [] for i in range(n_images)}
+    for split in ("train", "validation", "test"):
+        asked = {image_id: questions for image_id, (_, questions), own in zip(chosen, drawn, split_of) if own == split}
+        for image_id, q, rank in choose_balanced(asked, rng): chosen[image_id].append((q, rank))
+    rows = (asdict(s) for image_id, (picture, _), split in zip(chosen, drawn, split_of)
+            for s in _samples(image_id, picture, split, chosen[image_id]))
+    write_jsonl(folder / "questions.jsonl", rows)
 
-
+# %% ../nbs/13_phantom.ipynb #c0ffee02
 @loader("phantom")
 def load_phantom(root=None, n_images: int = 1000, seed: int = 0, size: int = 128) -> list[VQASample]:
     """The phantom data, drawn into `root` (else `cache_home()`) when they are not there yet.
 
-    Drawing takes about 15 ms of one core for a picture of 128 pixels. Raises `InputError` as `make_phantom` does."""
+    The folder's name holds all that determines the data: number, seed, size, and version of the drawing code. Drawing takes
+    about 15 ms of one core for a picture of 128 pixels. Raises `InputError` as `make_phantom` does."""
     folder = Path(root or cache_home()) / f"phantom-{n_images}-{seed}-{size}-v{VERSION}"
     if not folder.exists(): make_phantom(folder, n_images, seed, size)
     full = lambda path: str(folder / path)
