@@ -160,8 +160,8 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if k.startswith(only) and (k not in a or k not in b or a[k] != b[k]))
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
-OLDER = ("{} not say the configuration of its model. Models among them may differ: the lines cannot be averaged, nor compared "
-         "with each other or with later runs.")
+OLDER = ("{} do not say the configuration of their models. Models among them may differ: the lines are not averaged, and not to be "
+         "compared with each other or with later runs.")
 
 
 def results_table(records: dict[str, dict]) -> str:
@@ -219,8 +219,7 @@ def _variant_lines(dataset: str, variant: str, runs: list[dict]) -> list[str]:
 
 def _older(records: dict[str, dict], alone: bool) -> str:
     "The records that do not say of which model they are, a line each."
-    said = OLDER.format("So far no run's record says the configuration of its model: each record below does" if alone
-                        else "**Older records.** Each record below does")
+    said = OLDER.format("These are all records so far, and they" if alone else "**Older records.** These")
     lines = ["| data set | model | seed | open | closed | overall | commit |", "|---|---|---|---|---|---|---|"]
     for r in records.values():
         s, cells = r["settings"], " | ".join(_interval(r["test"][part]) for part in PARTS)

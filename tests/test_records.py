@@ -350,5 +350,5 @@ def test_records_of_this_repository_are_marked():
     old = {name: r for name, r in records.items() if "schema" not in r}
     if not old: pytest.skip("all records have a schema")
     text = tables.results_table(old)
-    assert "±" not in text and "configuration of its model" in text.splitlines()[0]
+    assert "±" not in text and "configuration of their models" in text.splitlines()[0]
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == len(old) + 1
