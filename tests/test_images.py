@@ -1,4 +1,4 @@
-"""Grey levels and colours of every kind of picture that a clinic exports, from files made here."""
+"""Grey levels and colours of every kind of picture that a clinic exports, and the one door for pixels. Files are made here."""
 import io
 import os
 
@@ -11,7 +11,8 @@ from pydicom.uid import (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSL
                          generate_uid)
 
 from cmi_mtl.core import InputError
-from cmi_mtl.images import image_fault, read_image
+from cmi_mtl.images import image_fault, image_to_pixels, open_image, read_image, square
+from cmi_mtl.model import CMIMTLProcessor
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (16, 1))
 MIDDLE = np.tile(np.linspace(1500, 2500, 64).astype(np.uint16), (16, 1))
@@ -422,3 +423,106 @@ def test_a_loader_does_not_decode_a_jpeg_in_full(tmp_path, monkeypatch):
     assert max(sizes) == (128, 64)
     buffer = io.BytesIO((tmp_path / "a.jpg").read_bytes())
     assert image_fault("mine.jpg", buffer.getvalue()) is None
+
+
+# ---- one door
+
+RNG = np.random.default_rng(0)
+WAYS = {
+    "8-bit RGB": RNG.integers(0, 256, (33, 50, 3)).astype(np.uint8),
+    "8-bit grey": RNG.integers(0, 200, (33, 50)).astype(np.uint8),
+    "8-bit RGBA": RNG.integers(0, 256, (33, 50, 4)).astype(np.uint8),
+    "16-bit grey": RNG.integers(300, 4000, (33, 50)).astype(np.uint16),
+    "1 bit": RNG.integers(0, 2, (33, 50)).astype(bool),
+}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_path_pil_image_and_array_are_one(tmp_path, kind):
+    a = WAYS[kind]
+    Image.fromarray(a).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        sources = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(a), opened, a]
+        squares = [square(x, 40) for x in sources]
+        pixels = [CMIMTLProcessor(None, image_size=40).pixels(x) for x in sources]
+    assert squares[0].shape == (40, 40, 3) and squares[0].max() > squares[0].min()
+    for other in squares[1:]: assert (other == squares[0]).all()
+    for other in pixels: assert other.equal(image_to_pixels(tmp_path / "a.png", 40))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["8-bit RGB", "8-bit grey", "8-bit RGBA"])
+def test_floats_from_0_to_1(kind, dtype):
+    a = WAYS[kind]
+    levels = (np.asarray(open_image(x)).astype(int) for x in (a, (a / 255).astype(dtype)))
+    assert np.abs(np.subtract(*levels)).max() <= 1
+
+
+def test_array_of_one_channel():
+    a = WAYS["8-bit grey"]
+    assert open_image(a[..., None]) == open_image(a)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.int64])
+def test_other_integers_are_stretched(dtype):
+    a = WAYS["16-bit grey"]
+    assert open_image(a.astype(dtype)) == open_image(Image.fromarray(a))
+    assert np.asarray(open_image(a.astype(dtype))).max() == 255
+
+
+def test_colours_of_16_bits_keep_their_scale():
+    assert (np.asarray(open_image(COLOURS.astype(np.uint16) * 257)) == COLOURS).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_pil_image_of_any_mode(mode):
+    source = Image.fromarray(RAMP) if mode == "I;16" else Image.new("L", (8, 8), 99).convert(mode)
+    picture = open_image(source)
+    assert picture.mode == "RGB" and picture.size == source.size and open_image(picture) == picture
+
+
+@pytest.mark.parametrize("mode, colour", [("LA", (200, 0)), ("PA", (0, 0)), ("RGBA", (200, 200, 200, 0))])
+def test_what_is_transparent_is_black(mode, colour):
+    picture = Image.new(mode, (4, 4), colour)
+    if mode == "PA": picture.putpalette([200, 200, 200] * 256)
+    assert np.asarray(open_image(picture)).max() == 0
+
+
+def test_pil_image_turned_by_exif(tmp_path):
+    picture = Image.new("RGB", (16, 8), "white")
+    picture.getexif()[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    for source in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), read_image(tmp_path / "a.png")):
+        assert open_image(source).size == (8, 16)
+
+
+BAD = {
+    "two channels": (np.zeros((4, 4, 2)), "shape (4, 4, 2)", "1, 3 or 4 channels"),
+    "channels first": (np.zeros((3, 8, 8)), "shape (3, 8, 8)", "(height, width, channels)"),
+    "no pixel": (np.zeros((0, 4)), "shape (0, 4)", "(height, width)"),
+    "None": (None, "shape ()", "(height, width)"),
+    "0 to 255 as floats": (WAYS["8-bit grey"] * 1.0, "floats from 0 to 199", "Give floats from 0"),
+    "below 0": (np.full((4, 4), -0.5), "floats from -0.5", "Give floats from 0"),
+    "NaN": (np.array([[0.5, np.nan]]), "floats from nan", "Give floats from 0"),
+    "infinity": (np.array([[0.5, np.inf]]), "to inf", "Give floats from 0"),
+    "words": (np.array([["a", "b"]]), "of <U1", "Give uint8"),
+    "complex": (np.zeros((4, 4), complex), "of complex128", "Give uint8"),
+    "long colours": (COLOURS.astype(np.int64), "of int64", "Give uint8"),
+    "ragged": ([[1, 2], [3]], "cannot be read as an image", "an array"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_arrays(kind):
+    source, what, remedy = BAD[kind]
+    with pytest.raises(InputError) as e: open_image(source)
+    assert what in str(e.value) and remedy in str(e.value) and len(e.value.problems) == 1
+
+
+def test_bad_pil_images(tmp_path):
+    pages = [Image.new("L", (8, 8), level) for level in (0, 90)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="holds 2 pages or frames"): open_image(Image.open(tmp_path / "a.tif"))
+    Image.fromarray(RNG.integers(0, 255, (64, 64)).astype(np.uint8)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    with pytest.raises(InputError, match="cannot be read as an image"): open_image(Image.open(tmp_path / "cut.png"))
