@@ -39,7 +39,7 @@ def _stretch(a: np.ndarray, known: np.ndarray | bool = True) -> np.ndarray:
     if low == high: return np.where(known, np.uint8(128), np.uint8(0))
     return _scale(np.where(known, a, low), low, high) * known
 
-# %% ../nbs/11_images.ipynb #bf3f7804
+# %% ../nbs/11_images.ipynb #75551c81
 WHITE_IS_ZERO = 0       # value of TIFF's tag 262
 
 
@@ -49,21 +49,30 @@ def _refuse_frames(n: int):
                      "Export the one that the question is about as a file of its own")
 
 
+def _refuse_dark(image: Image.Image):
+    "12-bit numbers in 16-bit colours come out almost black: no level above a sixteenth."
+    if np.max(image.getextrema()) <= 16:
+        raise _Fault("is a 16-bit colour picture that is almost black",
+                     "Export it as 16-bit grey, or as 8-bit colour")
+
+
 def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
     "A picture of any mode as 8-bit RGB. `draft`: a JPEG may come at an eighth of its size."
     if image.format != "MPO": _refuse_frames(getattr(image, "n_frames", 1))
     if draft: image.draft("L", (64, 64))
     inverted = getattr(image, "tag_v2", {}).get(262) == WHITE_IS_ZERO
+    deep = ";16" in str(getattr(image, "tile", ""))     # how Pillow is about to unpack the file
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         a = np.asarray(image).astype(np.float64)
         return Image.fromarray(_stretch(-a if inverted else a)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    if deep: _refuse_dark(image.convert("RGB"))
     return image if image.mode == "RGB" else image.convert("RGB")       # exif_transpose made a copy
 
-# %% ../nbs/11_images.ipynb #fbdd7eaa
+# %% ../nbs/11_images.ipynb #a71265a4
 def _open_dicom(file):
     "The data set of an open DICOM file, with its preamble or without; None for another kind."
     from pydicom import dcmread
@@ -94,7 +103,10 @@ def _stored_numbers(ds) -> np.ndarray:
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise _Fault(f"is compressed by {syntax.name}, for which no decoder is installed",
                      "Export it uncompressed, or install pylibjpeg with its plug-ins")
-    return pixel_array(ds)
+    try: return pixel_array(ds)
+    except RuntimeError as e:       # every decoder has failed, each in a line of its own
+        raise _Fault(f"cannot be read as an image (its pixels, {syntax.name}, cannot be decoded)",
+                     "Export it again, uncompressed") from e
 
 # %% ../nbs/11_images.ipynb #da9986cc
 def _padding(ds, stored: np.ndarray) -> np.ndarray:
@@ -200,7 +212,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     try: _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)
     except InputError as e: return e.problems[0]
 
-# %% ../nbs/11_images.ipynb #f9675e9d
+# %% ../nbs/11_images.ipynb #df68d8b8
 SHAPES = "Give (height, width), or (height, width, channels) with 1, 3 or 4 channels"
 
 
@@ -209,16 +221,18 @@ def _from_array(a: np.ndarray) -> Image.Image:
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
     if a.size == 0 or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)):
         raise _Fault(f"an array of shape {a.shape}", SHAPES)
-    kind = a.dtype.kind
+    kind, deep = a.dtype.kind, a.ndim == 3 and a.dtype == np.uint16
     if kind == "f" and not (a.min() >= 0 and a.max() <= 1):     # NaN fails both
         raise _Fault(f"an array of floats from {a.min():g} to {a.max():g}",
                      "Give floats from 0 (black) to 1 (white), or uint8 from 0 to 255")
     if kind in "bf": a = _scale(a, 0, 1)
     elif kind in "iu" and a.ndim == 2 and a.dtype != np.uint8: a = _stretch(a)
-    elif a.dtype == np.uint16: a = _scale(a, 0, 65535)
+    elif deep: a = _scale(a, 0, 65535)
     elif a.dtype != np.uint8:
         raise _Fault(f"an array {a.shape} of {a.dtype}", "Give uint8 from 0 to 255")
-    return Image.fromarray(np.ascontiguousarray(a))
+    image = Image.fromarray(np.ascontiguousarray(a))
+    if deep: _refuse_dark(image.convert("RGB"))
+    return image
 
 
 def open_image(source) -> Image.Image:

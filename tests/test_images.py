@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage,
+from pydicom.uid import (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless, SecondaryCaptureImageStorage,
                          generate_uid)
 
 from cmi_mtl.core import InputError
@@ -326,6 +326,10 @@ def png48(path, a):
 def test_png_of_48_bits(tmp_path):
     path = png48(tmp_path / "a.png", COLOURS.astype(np.uint16) * 257)
     assert image_fault(path) is None and (np.asarray(read_image(path)) == COLOURS).all()
+    dark = png48(tmp_path / "dark.png", COLOURS.astype(np.uint16) * 16)
+    message = refused(dark)
+    assert "almost black" in message and "16-bit grey" in message
+    with pytest.raises(InputError, match="almost black"): open_image(COLOURS.astype(np.uint16) * 16)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
@@ -401,6 +405,13 @@ def test_damaged_files(tmp_path):
         message = refused(path)
         assert "cannot be read as an image" in message and "Put a whole image" in message, message
         assert image_fault("mine.jpg", path.read_bytes()).what == image_fault(path).what
+
+
+def test_dicom_whose_compressed_pixels_are_damaged(tmp_path):
+    from pydicom.encaps import encapsulate
+    path = dicom(tmp_path / "a.dcm", COLOURS, TransferSyntaxUID=JPEGBaseline8Bit, PixelData=encapsulate([b"no JPEG"]))
+    message = refused(path)
+    assert "JPEG Baseline" in message and "uncompressed" in message and "\n" not in message
 
 
 def test_missing_files(tmp_path):
