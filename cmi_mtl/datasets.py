@@ -36,7 +36,7 @@ class Entry:
     values: dict
 
 
-def _check_entry(e: Entry, images: dict[str, str | None]) -> list[Problem]:
+def _check_entry(e: Entry, images: dict[str, Problem | None]) -> list[Problem]:
     v, problems = e.values, []
     bad = lambda what, remedy: problems.append(Problem(e.where, what, remedy))
     for name in ("qid", "question", "answer", "answer_type", "split"):
@@ -53,7 +53,7 @@ def _check_entry(e: Entry, images: dict[str, str | None]) -> list[Problem]:
         bad(f"unknown split {v['split']!r}", "Write train, validation or test")
     if not v["image"]: bad("no image is named", "Name a file or delete the row")
     elif v["image"] not in images: images[v["image"]] = image_fault(v["image"])
-    if images.get(v["image"]): bad(f"image {v['image']} {images[v['image']]}", "Put a whole image there or correct the name")
+    if fault := images.get(v["image"]): bad(f"image {v['image']} {fault.what}", fault.remedy)
     return problems
 
 

@@ -11,18 +11,17 @@ __all__ = ['METHODS', 'MEASURES', 'on_picture', 'HeatMap', 'Case', 'look', 'From
 
 # %% ../nbs/40_explain.ipynb #4c39a9c6
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import ImageFilter
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
 from .cifr import CrossMambaBlock, SelectiveBranch, resample_matrix, reverse
 from .core import InputError, Problem, seed_everything
-from .images import read_image, read_label_map
+from .images import open_image, read_label_map
 from .samples import VQASample, normalise_answer
 from .encoders import token_grid
 from .ffae import answer_labels
@@ -85,11 +84,10 @@ def look(model: CMIMTL, image, question: str) -> Case:
     if not model.config.answers: raise InputError(Problem("answers", "this model has no vocabulary", "Load a trained model"))
     if not str(question).strip(): raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
     model.eval()
-    if isinstance(image, (str, Path)): image = read_image(image)
+    image = open_image(image)
     pixels = model.processor.pixels(image).to(model.device, model.dtype)[None]
     words = {k: x.to(model.device) for k, x in model.processor.words([str(question)]).items()}
-    size = image.size if isinstance(image, Image.Image) else np.asarray(image).shape[1::-1]
-    return Case(model, size, model.encode_image(pixels), token_grid(model.image_encoder.config, pixels.shape[-1])[0], **words)
+    return Case(model, image.size, model.encode_image(pixels), token_grid(model.image_encoder.config, pixels.shape[-1])[0], **words)
 
 # %% ../nbs/40_explain.ipynb #f9ca5c58
 class FromGrid(nn.Module):
@@ -420,7 +418,7 @@ def grounding_table(rows: list[dict], rivals: tuple = ("chance", "centre", "untr
 def deletion_insertion(model: CMIMTL, image, question: str, values: np.ndarray, answer: str, steps: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Probability of `answer` after 0, 1/steps, … of the picture's pixels are blurred, in falling order of `values` (H, W), and the same
     for a blurred picture that is restored: two arrays (steps + 1,)."""
-    image = (read_image(image) if isinstance(image, (str, Path)) else image).convert("RGB")
+    image = open_image(image)
     sharp, dull = (np.asarray(i) for i in (image, image.filter(ImageFilter.GaussianBlur(max(image.size) / 12))))
     rank = np.empty(values.size, int)
     rank[np.argsort(-values.ravel(), kind="stable")] = np.arange(values.size)
@@ -471,7 +469,7 @@ def sanity(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", ri
 # %% ../nbs/40_explain.ipynb #27b54b48
 def overlay(ax, image, heat: HeatMap, mask: np.ndarray | None = None, strength: float = 0.6):
     "Draw a picture with its heat map on a matplotlib axis, and around the region `mask` (H, W) a line. Returns the map's artist."
-    ax.imshow(image.convert("L"), cmap="gray")
+    ax.imshow(open_image(image).convert("L"), cmap="gray")
     shown = ax.imshow(heat.values, cmap="inferno", vmin=0, vmax=1, alpha=strength * heat.values)
     if mask is not None and mask.any(): ax.contour(np.pad(mask, 1), [0.5], colors="cyan", linewidths=0.9, extent=(-1.5, mask.shape[1] + 0.5, -1.5, mask.shape[0] + 0.5))
     ax.set_axis_off()

@@ -12,9 +12,7 @@ import contextlib, json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (AutoConfig, AutoModel, AutoTokenizer, Blip2QFormerConfig, PretrainedConfig, PreTrainedModel,
                           PreTrainedTokenizerBase, T5Config)
@@ -22,8 +20,8 @@ from transformers.utils import ModelOutput
 
 from .cifr import CIFR
 from .core import InputError, Problem, find_weights, seed_everything, write_json
-from .images import read_image
-from .encoders import (IMAGENET, encoder_config, image_to_pixels, image_tokens, load_encoder, text_tokens, tiny_image_config,
+from .images import IMAGENET, image_to_pixels
+from .encoders import (encoder_config, image_tokens, load_encoder, text_tokens, tiny_image_config,
                               tiny_text_config, token_grid)
 from .ffae import (AnswerClassifier, AnswerGenerator, answer_loss, decode_answers, end_token_id,
                           joint_loss)
@@ -102,7 +100,7 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
 # %% ../nbs/25_model.ipynb #b8452a64
 class CMIMTLProcessor:
     """Pictures and questions to tensors. `processor(images, questions)` -> pixel_values (B, 3, S, S), input_ids and
-    attention_mask (B, L); either may be None. Images are paths, PIL images or arrays (H, W[, 3]) of 0 … 255."""
+    attention_mask (B, L); either may be None. Images are paths, PIL images or arrays, as `open_image` takes them."""
     FILE = "cmi_mtl_processor.json"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase | None = None, image_size: int = 224,
@@ -115,14 +113,8 @@ class CMIMTLProcessor:
         return cls(tokenizer, generator_tokenizer, config.image_size, config.image_mean, config.image_std, config.max_question_length)
 
     def pixels(self, image) -> Tensor:
-        "One picture as (3, S, S)."
-        if isinstance(image, (str, Path)): image = read_image(image)
-        elif not isinstance(image, Image.Image):
-            a = np.asarray(image)
-            if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] != 3):
-                raise InputError(Problem("image", f"an array of shape {a.shape}", "Give (height, width) or (height, width, 3), values 0 to 255"))
-            image = Image.fromarray(a.clip(0, 255).astype(np.uint8))
-        return image_to_pixels(image.convert("RGB"), self.image_size, self.image_mean, self.image_std)
+        "One picture as (3, S, S). Raises `InputError` as `open_image` does."
+        return image_to_pixels(image, self.image_size, self.image_mean, self.image_std)
 
     def words(self, questions: list[str]) -> dict:
         "Token ids and mask of questions, padded to the longest, cut at `max_question_length`."

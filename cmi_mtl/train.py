@@ -35,9 +35,9 @@ import cmi_mtl.phantom
 from .core import (InputError, Problem, find_weights, pick_device, provenance, seed_everything, sha256_file, sha256_json, write_json,
                           write_jsonl)
 from .datasets import load_dataset
-from .images import read_image
+from .images import normalise_pixels, square
 from .samples import CARVES, AnswerVocabulary, VQASample, carve_validation, leakage_report, normalise_answer
-from .encoders import build_tokenizer, encode_once, normalise_pixels, square
+from .encoders import build_tokenizer, encode_once
 from .ffae import answer_coverage, answer_labels, answer_length, build_answer_tokenizer
 from .metrics import fit_temperature, format_score, score
 from .model import (CMIMTL, PRESET_WEIGHTS, CMIMTLConfig, CMIMTLProcessor, compact_config, encoder_layers, paper_config, tiny_config,
@@ -165,7 +165,7 @@ class QuestionSet:
         self.generator_labels = answer_labels(writes, [normalise_answer(s.answer) for s in samples], longest)
         self.generator_answers = answer_coverage(writes, taught_answers(samples), longest)
         if frozen: self._encode(model, list(paths), list(questions), device)
-        else: self.squares = torch.from_numpy(np.stack([square(read_image(p), model.config.image_size) for p in paths]))
+        else: self.squares = torch.from_numpy(np.stack([square(p, model.config.image_size) for p in paths]))
 
     @torch.no_grad()
     def _encode(self, model: CMIMTL, paths, questions, device):

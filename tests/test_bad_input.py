@@ -46,7 +46,7 @@ def says(problems, *parts):
 CSV = {
     "missing image": ("gone.jpg,Is it?,yes,CLOSED,train\n", "row 3", "gone.jpg is missing", "Put a whole image there"),
     "undecodable image": ("text.jpg,Is it?,yes,CLOSED,train\n", "row 3", "text.jpg cannot be read", "Put a whole image"),
-    "truncated JPEG": ("cut.jpg,Is it?,yes,CLOSED,train\n", "row 3", "cut.jpg cannot be decoded", "truncated", "Put a"),
+    "truncated JPEG": ("cut.jpg,Is it?,yes,CLOSED,train\n", "row 3", "cut.jpg cannot be read", "truncated", "Put a"),
     "broken DICOM": ("bad.dcm,Is it?,yes,CLOSED,train\n", "row 3", "bad.dcm cannot be read as an image", "Put a whole"),
     "image is a folder": ("folder,Is it?,yes,CLOSED,train\n", "row 3", "folder is missing", "correct the name"),
     "no image named": (",Is it?,yes,CLOSED,train\n", "row 3", "no image is named", "Name a file"),
@@ -182,7 +182,7 @@ def test_bad_parquet(root):
     says(refused(root, "vqa_rad_hub", root / "hub"), f"{test}, heading", "no field answer", "It has question, image")
     made_data.write({test: made_data.parquet(rows[:2], [b"no picture", None])}, root / "hub")
     problems = refused(root, "vqa_rad_hub", root / "hub")
-    assert len(problems) == 2 and all("cannot be decoded" in p for p in problems) and f"{test}, row 2" in problems[1]
+    assert len(problems) == 2 and all("cannot be read" in p for p in problems) and f"{test}, row 2" in problems[1]
     (root / "hub" / test).unlink()
     says(refused(root, "vqa_rad_hub", root / "hub"), "hub/data", "no test-*.parquet", "Put flaviagiammarino/vqa-rad there")
 

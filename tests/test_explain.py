@@ -13,7 +13,7 @@ from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.samples import Region, normalise_answer
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.explain import METHODS, explain, explain_question, faithfulness, ground, region_mask, sanity, untrained
+from cmi_mtl.explain import METHODS, deletion_insertion, explain, explain_question, faithfulness, ground, region_mask, sanity, untrained
 from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
 from made_run import assert_alike
 
@@ -142,3 +142,18 @@ def test_sanity_and_faithfulness_are_reproducible(tmp_path):
     for measure in (lambda: sanity(model, samples), lambda: faithfulness(model, samples, steps=4)):
         assert_alike(measure(), measure())
     assert all(r["weights"] == pytest.approx(1) for r in sanity(model, samples, rival=model))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_picture_has_one_map_however_it_comes(tmp_path, kind):
+    "By path, as PIL image and as array, the map's own steps included."
+    a = np.random.default_rng(0).integers(0, np.iinfo(kind).max // 9, (20, 30)).astype(kind)
+    Image.fromarray(a).save(tmp_path / "a.png")
+    model, results = model_with(), []
+    for source in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), a):
+        heat = explain(model, source, "Where is the heart?")
+        curves = deletion_insertion(model, source, "Where is the heart?", heat.values, heat.answer, steps=2)
+        results.append((heat.values, *curves))
+    assert results[0][0].shape == (20, 30)
+    for other in results[1:]:
+        for x, y in zip(results[0], other): np.testing.assert_allclose(x, y, atol=1e-5)
