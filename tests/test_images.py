@@ -171,6 +171,12 @@ def test_eight_bits_are_never_stretched(tmp_path):
     assert set(grey(tmp_path / "flat.png")) == {70}
 
 
+def test_eight_bits_in_other_units_are_stretched(tmp_path):
+    a = np.tile(np.arange(40, 104, dtype=np.uint8), (16, 1))
+    levels = shown(tmp_path, a, RescaleSlope=2, RescaleIntercept=-1000)
+    assert near(levels, (a[0] - 40) / 63 * 255)
+
+
 # ---- DICOM: padding
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
