@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import InputError, Problem
 
-# %% ../nbs/11_images.ipynb #0e821eee
+# %% ../nbs/11_images.ipynb #61175443
 class _Fault(ValueError):
     "What is wrong with a picture and how to put it right; the caller knows its name."
     def __init__(self, what: str, remedy: str):
@@ -37,7 +37,7 @@ def _stretch(a: np.ndarray, known: np.ndarray | bool = True) -> np.ndarray:
         raise _Fault("holds no value, only NaN, infinity or padding", "Export it again")
     low, high = float(a[known].min()), float(a[known].max())
     if low == high: return np.where(known, np.uint8(128), np.uint8(0))
-    return _scale(np.where(known, a, low), low, high) * known
+    return _scale(np.where(known, a, low), low, high)
 
 # %% ../nbs/11_images.ipynb #75551c81
 WHITE_IS_ZERO = 0       # value of TIFF's tag 262
