@@ -42,7 +42,7 @@ test: .venv/ready
 	@echo 'tests, part 1 of 2: the notebooks'
 	@OMP_NUM_THREADS=$(HALF) $(BIN)/nbdev_test --n_workers 2 --pause 0.2 --do_print --timing
 	@echo 'tests, part 2 of 2: tests/'
-	@PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest
+	@$(BIN)/python -X warn_default_encoding -m pytest
 
 ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb
