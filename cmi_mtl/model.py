@@ -23,30 +23,40 @@ from .core import InputError, Problem, find_weights, seed_everything, write_json
 from .images import IMAGENET, image_to_pixels
 from .encoders import (encoder_config, image_tokens, load_encoder, text_tokens, tiny_image_config,
                               tiny_text_config, token_grid)
-from .ffae import (AnswerClassifier, AnswerGenerator, answer_loss, decode_answers, end_token_id,
+from .ffae import (AnswerClassifier, AnswerGenerator, GlobalPath, answer_loss, decode_answers, end_token_id,
                           joint_loss)
 from .fvta import FVTA
 
 # %% ../nbs/25_model.ipynb #46e29306
 class CMIMTLConfig(PretrainedConfig):
-    """All that determines a `CMIMTL`. `image_encoder` and `text_encoder`: configurations of Hugging Face models, as
-    dictionaries; `generator`: options of `T5Config`; `image_pool`: side of the squares of patches that are averaged before
-    FVTA; `answers`: the vocabulary; `confidence_temperature`, fitted on validation."""
+    """All that determines a `CMIMTL`.
+
+    `image_encoder` and `text_encoder`: configurations of Hugging Face models, as dictionaries; `image_pool`: side of the
+    squares of patches that are averaged before all else; `image_positions`: whether each image token gets a learned
+    position; `query_start`: see `QFormer`; `global_path` (ours): whether the classifier sees pooled tokens beside the fused
+    ones; `question_attention`: heads of the question's attention there, 0 for none; `classifier_dropout`: as `dropout`
+    where None; `generator`: options of `T5Config`; `answers`: the vocabulary; `confidence_temperature`, fitted on
+    validation."""
     model_type = "cmi_mtl"
 
     def __init__(self, image_encoder: dict | None = None, text_encoder: dict | None = None, answers: list[str] | tuple = (),
-                 hidden_size: int = 256, image_size: int = 224, image_pool: int = 1, max_question_length: int = 32,
-                 fvta: bool = True, num_queries: int = 32, start_at_mean: bool = True, qformer_layers: int = 2, qformer_heads: int = 4, projection_size: int = 256,
-                 mend_negatives: bool = True, cifr: bool = True, fusion: str = "cross_mamba", fusion_layers: int = 2,
+                 hidden_size: int = 256, image_size: int = 224, image_pool: int = 1, image_positions: bool = False,
+                 max_question_length: int = 32, global_path: bool = True, question_attention: int = 0,
+                 fvta: bool = True, num_queries: int = 32, query_start: str = "mean", qformer_layers: int = 2,
+                 qformer_heads: int = 4, projection_size: int = 256, mend_negatives: bool = True, cifr: bool = True, fusion: str = "cross_mamba", fusion_layers: int = 2,
                  fusion_options: dict | None = None, ffae: bool = True, generator: dict | None = None, max_answer_length: int = 16,
-                 classifier_loss: str = "bce", dropout: float = 0.1, alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5,
+                 classifier_loss: str = "bce", dropout: float = 0.1, classifier_dropout: float | None = None, alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5,
                  image_mean: tuple = IMAGENET[0], image_std: tuple = IMAGENET[1], confidence_temperature: float = 1.0, **kwargs):
         self.image_encoder, self.text_encoder, self.answers = image_encoder, text_encoder, list(answers)
-        self.hidden_size, self.image_size, self.image_pool, self.max_question_length = hidden_size, image_size, image_pool, max_question_length
-        self.fvta, self.num_queries, self.start_at_mean, self.qformer_layers, self.qformer_heads = fvta, num_queries, start_at_mean, qformer_layers, qformer_heads
+        self.hidden_size, self.image_size, self.image_pool, self.image_positions = hidden_size, image_size, image_pool, image_positions
+        self.max_question_length = max_question_length
+        self.global_path, self.question_attention = global_path, question_attention
+        self.fvta, self.num_queries, self.query_start = fvta, num_queries, query_start
+        self.qformer_layers, self.qformer_heads = qformer_layers, qformer_heads
         self.projection_size, self.mend_negatives = projection_size, mend_negatives
         self.cifr, self.fusion, self.fusion_layers, self.fusion_options = cifr, fusion, fusion_layers, fusion_options or {}
         self.ffae, self.generator, self.max_answer_length = ffae, generator or {}, max_answer_length
+        self.classifier_dropout = dropout if classifier_dropout is None else classifier_dropout
         self.classifier_loss, self.dropout, self.alpha, self.beta, self.gamma = classifier_loss, dropout, alpha, beta, gamma
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.confidence_temperature = confidence_temperature
@@ -76,7 +86,8 @@ def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig
     else: image, text = (encoder_config(PRESET_WEIGHTS["paper"][k]) for k in ("image", "text"))
     image.num_hidden_layers, image.image_size = 11, overrides.get("image_size", 384)
     t5 = dict(num_layers=12, d_model=768, num_heads=12, d_kv=64, d_ff=3072, vocab_size=32128, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1)
-    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, hidden_size=768, image_size=384, start_at_mean=False,
+    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, hidden_size=768, image_size=384,
+                                  global_path=False, query_start="nothing",
                                   qformer_layers=12, qformer_heads=12, generator=t5, image_mean=(0.48145466, 0.4578275, 0.40821073),
                                   image_std=(0.26862954, 0.26130258, 0.27577711)), **overrides})
 
@@ -180,16 +191,23 @@ class CMIMTL(PreTrainedModel):
         self.project_image = nn.Sequential(nn.Linear(d_v[-1], d), nn.LayerNorm(d))
         self.project_text = nn.Sequential(nn.Linear(self.text_encoder.config.hidden_size, d), nn.LayerNorm(d))
         self.modality = nn.Parameter(torch.randn(2, d) * 0.02)
+        lead, side = token_grid(self.image_encoder.config, config.image_size)
+        tokens = lead + (side // config.image_pool) ** 2
+        if config.image_positions: self.positions = nn.Parameter(torch.randn(tokens, d) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
         if config.fvta:
             qformer = Blip2QFormerConfig(hidden_size=d, num_hidden_layers=config.qformer_layers, num_attention_heads=config.qformer_heads,
                                          intermediate_size=4 * d, encoder_hidden_size=d, hidden_dropout_prob=config.dropout,
                                          attention_probs_dropout_prob=config.dropout)
-            self.fvta = FVTA(qformer, config.num_queries, config.projection_size, config.mend_negatives, config.start_at_mean)
+            self.fvta = FVTA(qformer, config.num_queries, config.projection_size, config.mend_negatives, config.query_start)
         if config.cifr: self.cifr = CIFR(d, config.fusion, config.fusion_layers, config.dropout, **config.fusion_options)
-        self.classifier = AnswerClassifier(d, max(len(config.answers), 1), config.dropout)
+        self.global_path = GlobalPath(d, lead, config.question_attention) if config.global_path else None
+        # Without modules the fused sequences are the projected tokens, which the global path pools already.
+        fine = config.fvta or config.cifr or not config.global_path
+        width = self.global_path.width if config.global_path else 0
+        self.classifier = AnswerClassifier(d, max(len(config.answers), 1), config.classifier_dropout, width, fine)
         if config.ffae:
-            self.type_head = nn.Linear(2 * d, 2)
+            self.type_head = nn.Linear(self.classifier.width, 2)
             self.generator = AnswerGenerator(d, T5Config(**config.generator))
         for part in (*unused_parts(self.image_encoder), *unused_parts(self.text_encoder)): part.requires_grad_(False)
         self.processor = None
@@ -232,16 +250,21 @@ class CMIMTL(PreTrainedModel):
         "Question tokens (B, L, d_q)."
         return text_tokens(self.text_encoder, input_ids, attention_mask)
 
-    def fuse(self, image: Tensor, text: Tensor, lengths: Tensor, with_queries: bool = False, image_index: Tensor | None = None):
-        """FVTA and CIFR: encoder tokens -> fused sequences (B, N, d), (B, L, d); on request also what L_vtc compares. `image_index`
-        (B,): which of the images each question is about, where several share one."""
+    def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        "Encoder tokens at the model's width, each modality with its own embedding: (P, N, d), (B, L, d)."
         v = self.dropout(self.project_image(image)) + self.modality[0]
-        q = self.dropout(self.project_text(text)) + self.modality[1]
+        if self.config.image_positions: v = v + self.positions
+        return v, self.dropout(self.project_text(text)) + self.modality[1]
+
+    def fuse(self, v: Tensor, q: Tensor, lengths: Tensor, image_index: Tensor | None = None):
+        """FVTA and CIFR: projected tokens -> fused sequences (B, N, d), (B, L, d), and the pair that L_vtc compares.
+
+        `image_index` (B,): which of the images each question is about, where several share one."""
         if self.config.fvta: v = self.fvta(v)
         if image_index is not None: v = v[image_index]
         compared = (v, q[:, 0])
         if self.config.cifr: v, q = self.cifr(v, q, lengths)
-        return (v, q, compared) if with_queries else (v, q)
+        return v, q, compared
 
     def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                 image_tokens: Tensor | None = None, text_tokens: Tensor | None = None, labels: Tensor | None = None,
@@ -256,8 +279,10 @@ class CMIMTL(PreTrainedModel):
         lengths = attention_mask.sum(1)
         image = self.encode_image(pixel_values) if image_tokens is None else image_tokens
         text = self.encode_text(input_ids, attention_mask) if text_tokens is None else text_tokens
-        v, q, compared = self.fuse(image, text, lengths, with_queries=True, image_index=image_index)
-        pooled = self.classifier.pool(v, q, lengths)
+        tokens, words = self.project(image, text)
+        v, q, compared = self.fuse(tokens, words, lengths, image_index)
+        g = self.global_path(tokens, words, lengths, image_index) if self.config.global_path else None
+        pooled = self.classifier.pool(v, q, lengths, g)
         out = CMIMTLOutput(logits=self.classifier.head(pooled), type_logits=self.type_head(pooled) if self.config.ffae else None,
                            image_states=v, question_states=q, lengths=lengths)
         if labels is not None: self._add_losses(out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels,
