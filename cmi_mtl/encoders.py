@@ -62,7 +62,8 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def token_grid(config: PretrainedConfig, size: int) -> tuple[int, int]:
     "How the image tokens lie: (number of leading tokens that are no patch, patches along a side)."
-    if hasattr(config, "hidden_sizes"): return 0, size // (config.patch_size * 2 ** (len(config.hidden_sizes) - 1))
+    if hasattr(config, "hidden_sizes"):         # stages of convolutions; a ResNet's stem has stride 4
+        return 0, size // (getattr(config, "patch_size", 4) * 2 ** (len(config.hidden_sizes) - 1))
     return 1, size // config.patch_size
 
 # %% ../nbs/20_encoders.ipynb #4c9fa2d9
