@@ -345,9 +345,10 @@ def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
 # %% ../nbs/33_train.ipynb #bd6e9354
 def one_cycle(optimiser: torch.optim.Optimizer, s: Settings, steps: int) -> LRScheduler:
     "The rates of each group over `steps` in all: up to the group's `lr`, then down (OneCycleLR)."
-    rising = s.warmup if s.warmup * steps > 1 else 0
+    places = steps + 1
+    rising = s.warmup if s.warmup * places > 1 else 0
     top = [group["lr"] for group in optimiser.param_groups]
-    return OneCycleLR(optimiser, top, total_steps=steps, pct_start=float(rising),
+    return OneCycleLR(optimiser, top, total_steps=places, pct_start=float(rising),
                       anneal_strategy=s.anneal, cycle_momentum=False)
 
 # %% ../nbs/33_train.ipynb #08e5c19d
