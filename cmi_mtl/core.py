@@ -168,7 +168,7 @@ def provenance(device: torch.device) -> dict:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 # %% ../nbs/01_core.ipynb #01f74e40
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
 
 
 def check_schema(record: dict, where: str):

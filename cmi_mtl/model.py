@@ -96,7 +96,7 @@ def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
     "Real data on a laptop: frozen DINOv2-small and MiniLM, about 5 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
     return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2, num_queries=16,
-                                  classifier_loss="ce", fusion_options={"expand": 1}, generator=_t5(1, 256, 4, tokenizer)), **overrides})
+                                  query_start="grid", classifier_dropout=0.3, classifier_loss="ce", fusion_options={"expand": 1}, generator=_t5(1, 256, 4, tokenizer)), **overrides})
 
 
 def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CMIMTLConfig:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'OLDER', 'digest', 'group_numbers', 'without_names',
-           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'results_table',
-           'main']
+           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'is_older',
+           'results_table', 'main']
 
 # %% ../nbs/42_tables.ipynb #9487398d
 import argparse, hashlib, json, sys
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, Problem, atomic_path, check_schema, read_jsonl, sha256_json, write_text
+from .core import (RECORD_SCHEMA, InputError, Problem, atomic_path, check_schema, read_jsonl,
+                          sha256_json, write_text)
 from .metrics import GROUPS, cluster_bootstrap
 from .samples import normalise_answer
 
@@ -28,7 +29,7 @@ def digest(name) -> str:
 
 def _score_tables(record: dict) -> dict[str, dict]:
     "All tables of scores in a record, by where they stand."
-    tables = {k: record[k] for k in ("validation", "test", "test_generated") if k in record}
+    tables = {k: record[k] for k in ("validation", "test", "test_generated") if record.get(k)}
     return tables | record.get("baselines", {})
 
 
@@ -60,7 +61,7 @@ def without_names(record: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
     rows = [{**r, "qid": digest(r["qid"]), **{g: numbers[g].get(r.get(g)) for g in GROUPS}} for r in rows]
     record = {**record, "settings": settings}
     for k in ("validation", "test", "test_generated"):
-        if k in record: record[k] = _numbered(record[k], numbers)
+        if record.get(k): record[k] = _numbered(record[k], numbers)
     if "baselines" in record: record["baselines"] = {k: _numbered(t, numbers) for k, t in record["baselines"].items()}
     return record, rows
 
@@ -160,15 +161,20 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if k.startswith(only) and (k not in a or k not in b or a[k] != b[k]))
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
-OLDER = ("{} do not say the configuration of their models. Models among them may differ: the lines are not averaged, and not to be "
-         "compared with each other or with later runs.")
+OLDER = ("{} are of earlier versions, which trained in another way or do not say the configuration of their models. "
+         "The lines are not averaged, and not to be compared with each other or with later runs.")
+
+
+def is_older(record: dict) -> bool:
+    "Whether a record is of an earlier schema, or of the time before there were schemas."
+    return record.get("schema", 0) < RECORD_SCHEMA
 
 
 def results_table(records: dict[str, dict]) -> str:
     """Markdown: open, closed and overall accuracy on the test split, with intervals, for each data set and variant; below that the
-    records without a schema, each on its own. Raises `InputError` for a record of another schema, and where two seeds of a variant
+    records that are older, each on its own. Raises `InputError` for a record of a later schema, and where two seeds of a variant
     are of different configurations or were scored on different questions."""
-    older = {name: r for name, r in records.items() if "schema" not in r}
+    older = {name: r for name, r in records.items() if is_older(r)}
     groups: dict[tuple, dict] = {}
     for name, r in records.items():
         if name in older: continue
@@ -188,7 +194,7 @@ def _same_runs(runs: dict[str, dict]):
         if odd := differences(a, b):
             values = "; ".join(f"{k} is {configuration(b).get(k)!r}, there {configuration(a).get(k)!r}" for k in odd)
             raise InputError(Problem(name, f"another configuration than in {first}: {values}",
-                                     "Name it as a variant of its own, or run all seeds with one configuration"))
+                                     "Make it a variant of its own (a row of VARIANTS), or run all seeds with one configuration"))
         if asked(b) != asked(a): raise InputError(Problem(name, f"other test questions than in {first}", "Publish runs on the same data"))
 
 
@@ -207,9 +213,10 @@ def _compared(groups: dict[tuple, dict]) -> str:
 
 
 def _variant_lines(dataset: str, variant: str, runs: list[dict]) -> list[str]:
-    validation = [r["validation"]["overall"]["accuracy"] for r in runs]
+    held_out = [r["validation"] for r in runs if r["validation"] is not None]
+    validation = _mean([scores["overall"]["accuracy"] for scores in held_out]) if held_out else "none"
     cells = lambda key: [_cell(runs, key, part) for part in PARTS]
-    lines = [_line(dataset, f"{variant}, classifier", cells("correct"), _mean(validation), runs)]
+    lines = [_line(dataset, f"{variant}, classifier", cells("correct"), validation, runs)]
     if all("test_generated" in r for r in runs):
         lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", runs))
     for name, scores in runs[0].get("baselines", {}).items():
@@ -218,7 +225,7 @@ def _variant_lines(dataset: str, variant: str, runs: list[dict]) -> list[str]:
 
 
 def _older(records: dict[str, dict], alone: bool) -> str:
-    "The records that do not say of which model they are, a line each."
+    "The records of earlier versions, a line each."
     said = OLDER.format("These are all records so far, and they" if alone else "**Older records.** These")
     lines = ["| data set | model | seed | open | closed | overall | commit |", "|---|---|---|---|---|---|---|"]
     for r in records.values():

@@ -117,7 +117,7 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
     `kills` kills. Where and how each was killed, and the number of runs."""
     torch.set_num_threads(1)
     rng, done, runs = random.Random(seed), [], 0
-    s = settings(top, save_every=2, ema=0.9, refit=True, augment=0.1)
+    s = settings(top, save_every=2, anneal="linear", fvta_factor=0.5, augment=0.1)
     start = time.perf_counter()
     assert in_child(lambda: T.train(s, top / "alone")) == 0
     alone = time.perf_counter() - start

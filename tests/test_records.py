@@ -41,8 +41,9 @@ def top(tmp_path_factory): return tmp_path_factory.mktemp("records")
 
 @pytest.fixture(scope="module")
 def runs(top):
-    "Folders of finished runs: two seeds, and one with the encoders frozen and their tokens kept."
-    changes = {"seed0": {}, "seed1": {"seed": 1}, "frozen": {"freeze_encoders": True, "augment": 0, "refit": True}}
+    "Folders of finished runs: two seeds, and one with kept tokens that no validation split is held out of."
+    frozen = {"freeze_encoders": True, "augment": 0, "train_on": "train+validation"}
+    changes = {"seed0": {}, "seed1": {"seed": 1}, "frozen": frozen}
     with pytest.MonkeyPatch.context() as m:
         m.setattr(T, "sentence_vectors", word_vectors)
         for name, given in changes.items(): T.train(made_run.settings(top, epochs=2, **given), top / name)
@@ -75,7 +76,7 @@ def test_model_is_rebuilt_from_its_record(runs, tmp_path, name):
 def test_record_that_no_model_can_be_built_of(runs):
     record = read(runs["seed0"] / "record.json")
     changed = lambda **fields: {**record, "model": {**record["model"], **fields}}
-    for wrong, message in (({**record, "schema": 99}, "its schema is 99, this version reads 1"),
+    for wrong, message in (({**record, "schema": 99}, "its schema is 99, this version reads 2"),
                            ({k: v for k, v in record.items() if k != "schema"}, "configuration is not recorded"),
                            (changed(num_queries=5), "makes another one of it: weights have other names or shapes"),
                            (changed(forgotten_field=1), "makes another one of it: it has no forgotten_field")):
@@ -124,10 +125,15 @@ def test_trained_encoders_keep_the_checksum_of_their_start(top, monkeypatch):
 # ---------------------------------------------------------------- the run
 
 def test_history_stands_in_the_record(runs):
-    for name, phases in (("seed0", ["choose"] * 2), ("frozen", ["choose"] * 2 + ["refit"])):
+    for name, validated in (("seed0", True), ("frozen", False)):
         record = read(runs[name] / "record.json")
         assert record["history"] == read_jsonl(runs[name] / "history.jsonl")
-        assert [row["phase"] for row in record["history"]][:3] == phases
+        assert [row["epoch"] for row in record["history"]] == [1, 2] and record["settings"]["epochs"] == 2
+        assert ["validation" in row for row in record["history"]] == [validated] * 2
+        assert not {"best_epoch", "refit"} & record.keys() and (record["validation"] is not None) == validated
+        if validated:                                                                   # that of the last weights
+            last = record["history"][-1]["validation"]
+            assert record["validation"]["overall"]["accuracy"] == pytest.approx(last, abs=1e-3)
 
 
 def test_versions_of_all_that_the_lock_file_pins():
@@ -216,7 +222,7 @@ def test_nearest_training_question(top, tmp_path, monkeypatch):
     assert near(s, [*rest, *told, test], tmp_path / "1") == [(1.0, 0.75)]
     validation = put("c", "alpha beta gamma delta", "OPEN", "validation")
     assert near(s, [*rest, told[1], validation, test], tmp_path / "2") == [(0.75, 0.75)]
-    assert near(replace(s, refit=True), [*rest, told[1], validation, test], tmp_path / "3") == [(1.0, 1.0)]
+    assert near(replace(s, train_on="train+validation"), [*rest, told[1], validation, test], tmp_path / "3") == [(1.0, 1.0)]
     copy = tmp_path / "copy.png"                                                        # the same picture under another name
     copy.write_bytes(Path(alone.image).read_bytes())
     told = replace(told[1], image=str(copy), image_id="copy.png")
@@ -325,7 +331,7 @@ def test_seeds_of_one_configuration_are_averaged(records):
     (("processes",), 2, "processes is 2, there 1"),
     (("per_question", "qid", 0), "another", "other test questions than in train-table-cmi_mtl-seed0.json"),
     (("per_question", "image", 0), "another", "other test questions than in"),
-    (("schema",), 2, "its schema is 2, this version reads 1")])
+    (("schema",), 3, "its schema is 3, this version reads 2")])
 def test_seeds_that_differ_are_not_averaged(records, place, value, message):
     at = records["train-table-cmi_mtl-seed1.json"]
     at["commit"] = "another"                                                            # alone it is no difference
@@ -336,19 +342,42 @@ def test_seeds_that_differ_are_not_averaged(records, place, value, message):
         tables.results_table(records)
 
 
-def test_records_without_schema_leave_the_comparison(records):
-    before = tables.results_table(records)
-    old = {"train-table-cmi_mtl-seed9.json": {k: v for k, v in records["train-table-cmi_mtl-seed1.json"].items() if k != "schema"}}
-    after = tables.results_table({**records, **old})
+@pytest.mark.parametrize("schema", [None, 1])
+def test_older_records_leave_the_comparison(records, schema):
+    "Those without a schema, and those of the time when a run chose its epoch and was refitted."
+    before, old = tables.results_table(records), dict(records["train-table-cmi_mtl-seed1.json"])
+    del old["schema"]
+    if schema: old |= {"schema": schema, "best_epoch": 1, "refit": True}
+    after = tables.results_table({**records, "train-table-cmi_mtl-seed9.json": old})
     assert after.startswith(before) and after[len(before):].strip().startswith("**Older records.**")
     assert after[len(before):].count("| table | cmi_mtl, classifier | 1 |") == 1
+    alone = tables.results_table({"train-table-cmi_mtl-seed9.json": old})
+    assert "±" not in alone and alone.startswith("These are all records so far")
+
+
+def test_run_of_an_older_schema_is_refused(runs, tmp_path):
+    record = {**read(runs["seed0"] / "record.json"), "schema": 1}
+    with pytest.raises(InputError, match="its schema is 1, this version reads 2"): T.model_from_record(record)
+    write_json(tmp_path / "run/record.json", record)
+    (tmp_path / "run/predictions.jsonl").write_bytes((runs["seed0"] / "predictions.jsonl").read_bytes())
+    with pytest.raises(InputError, match="its schema is 1, this version reads 2"): tables.publish(tmp_path / "run", tmp_path)
+
+
+def test_record_without_a_validation_score(runs, tmp_path):
+    "Trained on all but the test split: its line has no number there, and a run with one is no seed of it."
+    published = {"a": read(tables.publish(runs["frozen"], tmp_path))}
+    assert published["a"]["validation"] is None and published["a"]["temperature"] == 1
+    line = tables.results_table(published).splitlines()[2]
+    assert line.endswith("| none | 8 | 1 |") and "| table | cmi_mtl, classifier |" in line
+    published["b"] = read(tables.publish(runs["seed0"], tmp_path / "other"))
+    with pytest.raises(InputError, match="settings.train_on is 'train', there 'train\\+validation'"): tables.results_table(published)
 
 
 def test_records_of_this_repository_are_marked():
-    "Those without a schema, each on its own: no average over them, nothing beside them."
+    "Those of an older schema or none, each on its own: no average over them, nothing beside them."
     records = tables.read_records(ROOT / "figures/records")
-    old = {name: r for name, r in records.items() if "schema" not in r}
-    if not old: pytest.skip("all records have a schema")
+    old = {name: r for name, r in records.items() if r.get("schema", 0) < core.RECORD_SCHEMA}
+    if not old: pytest.skip("all records are of this version")
     text = tables.results_table(old)
     assert "±" not in text and "configuration of their models" in text.splitlines()[0]
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == len(old) + 1

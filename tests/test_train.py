@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import cmi_mtl.train as T
 import made_run
 from cmi_mtl import encoders
 from cmi_mtl.core import InputError
+from cmi_mtl.model import paper_config
 from made_run import assert_alike, outcome
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +62,7 @@ def stopped(settings, tmp_path, monkeypatch):
         m.setattr(T, "train_step", terminated)
         with pytest.raises(T.Stopped, match="goes on from") as e: T.train(settings, tmp_path / "run")
     assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert not (tmp_path / "run/record.json").exists() and [n[:18] for n in states(tmp_path / "run")][-1] == "choose-0002-000003"
+    assert not (tmp_path / "run/record.json").exists() and [n[:17] for n in states(tmp_path / "run")][-1] == "epoch-0002-000003"
     return tmp_path / "run"
 
 
@@ -78,8 +80,8 @@ def test_killed_twenty_times(top, capsys):
     assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
     assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {143, -signal.SIGTERM}      # the latter outside the epochs
     alone = outcome(top / "alone")
-    assert alone["record"]["refit"] and alone["record"]["test_scorings"] == 1
-    assert {r["phase"] for r in alone["history"]} == {"choose", "refit"}
+    assert alone["record"]["settings"]["anneal"] == "linear" and alone["record"]["test_scorings"] == 1
+    assert [r["epoch"] for r in alone["history"]] == [1, 2, 3]
     for k in range(told["runs"]):
         assert_alike(outcome(top / f"killed{k}"), alone)
         assert not (top / f"killed{k}/checkpoints").exists() and not list((top / f"killed{k}").rglob("*.part"))
@@ -105,7 +107,7 @@ def test_command_line_stops_at_sigterm(top, tmp_path):
 
 def test_goes_on_after_sigterm(stopped, settings, alone, capsys):
     T.train(replace(settings, save_every=3), stopped)
-    assert "going on from choose, epoch 2, step 3" in capsys.readouterr().out
+    assert "going on from epoch 2, step 3" in capsys.readouterr().out
     assert_alike(outcome(stopped), alone)
 
 
@@ -137,8 +139,8 @@ def test_foreign_checkpoint(stopped, settings, monkeypatch, top):
     with pytest.raises(InputError) as e: T.train(other, stopped)
     for part in ("epochs is 3 there, 4 here", "learning_rate is 0.01 there, 0.5 here", "another folder, or restart=true"):
         assert part in str(e.value)
-    monkeypatch.setattr(T, "FORMAT", 2)
-    with pytest.raises(InputError, match="format is 1 there, 2 here"): T.train(settings, stopped)
+    monkeypatch.setattr(T, "FORMAT", 3)
+    with pytest.raises(InputError, match="format is 2 there, 3 here"): T.train(settings, stopped)
     monkeypatch.undo()
     changed = T.load_dataset("table", settings.data_root)
     with pytest.raises(InputError, match="data is '.*' there"): T.train(settings, stopped, [replace(changed[0], answer="no"), *changed[1:]])
@@ -185,6 +187,65 @@ def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
     assert_alike(outcome(stopped), alone)
 
 
+def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
+    "However the epochs validate, the last weights are kept."
+    validated = []
+    def falling(run, rows):
+        validated.append(run.progress.epoch)
+        return {"validation": 90.0 - 20 * run.progress.epoch, "validation_loss": 1.0}
+    monkeypatch.setattr(T, "validate", falling)
+    T.train(settings, tmp_path)
+    falls, stays = outcome(tmp_path), alone
+    assert validated == [1, 2, 3] and [r["validation"] for r in falls["history"]] == [70, 50, 30]
+    for part in ("weights", "predictions", "config"): assert_alike(falls[part], stays[part])
+    assert_alike(falls["record"]["validation"], stays["record"]["validation"])     # that of the last weights
+
+
+def test_trained_on_all_but_test(settings, alone, tmp_path):
+    T.train(replace(settings, train_on="train+validation"), tmp_path)
+    record, splits = outcome(tmp_path)["record"], made_run.SPLITS
+    assert record["validation"] is None and record["temperature"] == 1
+    assert not any("validation" in row or "validation_loss" in row for row in record["history"])
+    assert record["data"]["questions"] == {"train": splits["train"] + splits["validation"], "validation": 0, "test": splits["test"]}
+    assert alone["record"]["data"]["questions"] == splits and alone["record"]["temperature"] != 1
+
+
+def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
+    "Its shapes and its recipe, with few and narrow layers and words of its own, so that no weights are needed."
+    asked = ["where is it", "what is it", "is it well", "is it large", "left side lung yes no"]
+    words = T.build_tokenizer(asked)
+    monkeypatch.setattr(T.AutoTokenizer, "from_pretrained", lambda folder: words)
+    monkeypatch.setattr(T, "with_pretrained_encoders", lambda config, **weights: T.CMIMTL(config))
+    narrow = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    image = dict(model_type="clip_vision_model", patch_size=16, image_size=64, **narrow)
+    text = dict(model_type="roberta", vocab_size=len(words), pad_token_id=words.pad_token_id, **narrow)
+    offline = T.paper_config(offline=True)
+    t5 = offline.generator | dict(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=1)
+    monkeypatch.setattr(T, "paper_config", lambda answers, **o: paper_config(answers, offline=True, **o))
+    sizes = dict(image_encoder=image, text_encoder=text, generator=t5, hidden_size=32, image_size=64,
+                 qformer_layers=2, qformer_heads=2, projection_size=16)
+    made_run.settings(top)                                                              # writes the table
+    s = T.make_settings("table", "paper", data_root=str(top / "table.csv"), device="cpu", mixed_precision="no",
+                        epochs=1, model_options=sizes)
+    started = T.build_model(s, T.prepare_samples(s, None))
+    begun = {n: x.clone() for n, x in started.state_dict().items()}
+    with pytest.MonkeyPatch.context() as m:
+        rates, step = [], T.train_step
+        def told(run, rows):
+            rates.extend({g["lr"] for g in run.optimiser.param_groups})
+            return step(run, rows)
+        m.setattr(T, "train_step", told)
+        record = T.train(s, tmp_path)
+    c, after = started.config, load_file(tmp_path / "model/model.safetensors")
+    assert (c.num_queries, c.fusion_layers, c.classifier_loss, c.query_start) == (32, 2, "bce", "nothing")
+    assert not c.global_path and c.fvta and c.cifr and c.ffae
+    assert s.batch_size == 64 > made_run.SPLITS["train"] and s.anneal == "linear"       # one step
+    assert sorted(rates) == pytest.approx([2.5e-6, 12.5e-6, 125e-6], rel=1e-4)          # half way down
+    assert all(math.isfinite(record["history"][0][k]) for k in ("loss", "cls", "vtc", "gen", "type"))
+    for part in ("image_encoder", "text_encoder", "fvta", "cifr", "classifier", "type_head", "generator"):
+        assert any(n.startswith(part) and not torch.equal(x, begun[n]) for n, x in after.items()), part
+
+
 def test_finished_run_is_done_anew(settings, alone, tmp_path):
     for k in (1, 2):
         record = T.train(settings, tmp_path)
@@ -201,7 +262,7 @@ def test_tensorboard(settings, alone, tmp_path):
     board.Reload()
     assert_alike(outcome(tmp_path), alone)
     for name in ("loss", "vtc", "validation", "validation_loss"):
-        last = board.Scalars(f"choose/{name}")[-1]
+        last = board.Scalars(name)[-1]
         assert last.step == 3 and math.isclose(last.value, alone["history"][-1][name], rel_tol=1e-5)
 
 
@@ -236,7 +297,7 @@ def test_two_processes_are_one_with_twice_the_batch(top, tmp_path):
         command += [x for k, v in given.items() for x in ("-p", k, str(v))]
         done = subprocess.run(command, env=environment(), capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("first half without an open question: True") == 3 and done.stdout.count("choose epoch   3/3") == 1
+        assert done.stdout.count("first half without an open question: True") == 3 and done.stdout.count("epoch   3/3") == 1
         return json.loads((tmp_path / name / "record.json").read_text(encoding="utf-8")), outcome(tmp_path / name)
     (one, a), (two, b) = ran("one", 1, 14), ran("two", 2, 7)
     assert (one["processes"], two["processes"]) == (1, 2) and one["parameters"] == two["parameters"]
@@ -259,10 +320,10 @@ def test_an_empty_variable_of_a_launcher_counts_as_none(top, tmp_path, monkeypat
 
 
 def test_launch(top, tmp_path, monkeypatch, capsys):
-    s = made_run.settings(top, epochs=1, ema=0.5)
+    s = made_run.settings(top, epochs=1, cifr_factor=0.5)
     for k, v in environment().items(): monkeypatch.setenv(k, v)
     record = T.launch(s, tmp_path / "run", 2)
-    assert record["processes"] == 2 and record["settings"]["ema"] == 0.5 and "choose epoch   1/1" in capsys.readouterr().out
+    assert record["processes"] == 2 and record["settings"]["cifr_factor"] == 0.5 and "epoch   1/1" in capsys.readouterr().out
     lost = replace(s, data_root=str(top / "gone.csv"))
     with pytest.raises(RuntimeError, match="2 processes failed"): T.launch(lost, tmp_path / "other", 2)
     assert "gone.csv: no such file" in capsys.readouterr().out
