@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'logger', 'VERSION', 'encoder_config', 'load_encoder', 'image_tokens', 'text_tokens', 'additive_mask',
-           'token_grid', 'tiny_image_config', 'tiny_text_config', 'build_tokenizer', 'fingerprint', 'encode_once']
+           'token_grid', 'tiny_image_config', 'tiny_text_config', 'sine_positions', 'build_tokenizer', 'fingerprint',
+           'encode_once']
 
 # %% ../nbs/20_encoders.ipynb #2c5db6ef
 import hashlib, inspect, json, logging, re, shutil, tempfile
@@ -68,8 +69,9 @@ def token_grid(config: PretrainedConfig, size: int) -> tuple[int, int]:
 
 # %% ../nbs/20_encoders.ipynb #4c9fa2d9
 def tiny_image_config() -> PretrainedConfig:
-    "A two-stage ConvNeXt (stride 8 in all), to be trained from scratch."
-    return AutoConfig.for_model("convnext", num_stages=2, hidden_sizes=[48, 96], depths=[1, 2], patch_size=4, image_size=96)
+    "A two-stage ResNet (stride 8 in all), to be trained from scratch."
+    return AutoConfig.for_model("resnet", embedding_size=16, hidden_sizes=[32, 64], depths=[1, 2],
+                                layer_type="basic")
 
 
 def tiny_text_config(vocab_size: int) -> PretrainedConfig:
@@ -77,6 +79,16 @@ def tiny_text_config(vocab_size: int) -> PretrainedConfig:
     return AutoConfig.for_model("bert", vocab_size=vocab_size, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
                                 intermediate_size=192, max_position_embeddings=128, hidden_dropout_prob=0.0,
                                 attention_probs_dropout_prob=0.0)
+
+# %% ../nbs/20_encoders.ipynb #735e5467
+def sine_positions(side: int, d: int) -> Tensor:
+    """Sines and cosines of the place of each patch of a square grid, row by row: (side * side, d), `d` a multiple of 4.
+
+    Source: Vaswani et al. 2017, section 3.5, for each of two directions."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    omega = 100.0 ** (-torch.arange(d // 4) / (d // 4))
+    angles = [place.flatten()[:, None] * omega for place in (x, y)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
 # %% ../nbs/20_encoders.ipynb #d1c1b739
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

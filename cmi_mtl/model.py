@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (AutoConfig, AutoModel, AutoTokenizer, Blip2QFormerConfig, PretrainedConfig, PreTrainedModel,
                           PreTrainedTokenizerBase, T5Config)
@@ -21,8 +22,8 @@ from transformers.utils import ModelOutput
 from .cifr import CIFR
 from .core import InputError, Problem, find_weights, seed_everything, write_json
 from .images import IMAGENET, image_to_pixels
-from .encoders import (encoder_config, image_tokens, load_encoder, text_tokens, tiny_image_config,
-                              tiny_text_config, token_grid)
+from .encoders import (encoder_config, image_tokens, load_encoder, sine_positions, text_tokens,
+                              tiny_image_config, tiny_text_config, token_grid)
 from .ffae import (AnswerClassifier, AnswerGenerator, GlobalPath, answer_loss, decode_answers, end_token_id,
                           joint_loss)
 from .fvta import FVTA
@@ -33,7 +34,7 @@ class CMIMTLConfig(PretrainedConfig):
 
     `image_encoder` and `text_encoder`: configurations of Hugging Face models, as dictionaries; `image_pool`: side of the
     squares of patches that are averaged before all else; `image_positions`: whether each image token gets a learned
-    position; `query_start`: see `QFormer`; `global_path` (ours): whether the classifier sees pooled tokens beside the fused
+    position, which begins as sines and cosines of its place; `query_start`: see `QFormer`; `global_path` (ours): whether the classifier sees pooled tokens beside the fused
     ones; `question_attention`: heads of the question's attention there, 0 for none; `classifier_dropout`: as `dropout`
     where None; `generator`: options of `T5Config`; `answers`: the vocabulary; `confidence_temperature`, fitted on
     validation."""
@@ -105,7 +106,8 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
     `generator_tokenizer`: that of the answers; without it the generator writes with the questions' `tokenizer`."""
     t5 = _t5(1, 96, 4, generator_tokenizer or tokenizer)
     return CMIMTLConfig(**{**dict(image_encoder=tiny_image_config().to_dict(), text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
-                                  answers=answers, hidden_size=96, image_size=96, max_question_length=24, num_queries=16, qformer_heads=4,
+                                  answers=answers, hidden_size=96, image_size=96, image_positions=True, max_question_length=24,
+                                  question_attention=4, num_queries=16, query_start="grid", qformer_heads=4,
                                   projection_size=64, classifier_loss="ce", generator=t5), **overrides})
 
 # %% ../nbs/25_model.ipynb #b8452a64
@@ -192,8 +194,8 @@ class CMIMTL(PreTrainedModel):
         self.project_text = nn.Sequential(nn.Linear(self.text_encoder.config.hidden_size, d), nn.LayerNorm(d))
         self.modality = nn.Parameter(torch.randn(2, d) * 0.02)
         lead, side = token_grid(self.image_encoder.config, config.image_size)
-        tokens = lead + (side // config.image_pool) ** 2
-        if config.image_positions: self.positions = nn.Parameter(torch.randn(tokens, d) * 0.02)
+        if config.image_positions:
+            self.positions = nn.Parameter(F.pad(sine_positions(side // config.image_pool, d), (0, 0, lead, 0)))
         self.dropout = nn.Dropout(config.dropout)
         if config.fvta:
             qformer = Blip2QFormerConfig(hidden_size=d, num_hidden_layers=config.qformer_layers, num_attention_heads=config.qformer_heads,

@@ -960,7 +960,7 @@ def _draw_into(folder: Path, n_images: int, seed: int, size: int, processes: int
 
 # %% ../nbs/13_phantom.ipynb #c0ffee02
 @loader("phantom")
-def load_phantom(root=None, n_images: int = 1000, seed: int = 0, size: int = 128) -> list[VQASample]:
+def load_phantom(root=None, n_images: int = 6000, seed: int = 0, size: int = 128) -> list[VQASample]:
     """The phantom data, drawn into `root` (else `cache_home()`) when they are not there yet.
 
     The folder's name holds all that determines the data: number, seed, size, and version of the drawing code. Drawing takes

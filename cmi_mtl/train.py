@@ -98,7 +98,8 @@ class Settings:
 
 # %% ../nbs/33_train.ipynb #fd157521
 RECIPES = {
-    "tiny": dict(epochs=8, batch_size=32, learning_rate=1e-3, augment=0.1),
+    "tiny": dict(epochs=8, batch_size=128, questions_per_image=4, learning_rate=2e-3,
+                 fvta_factor=0.15, cifr_factor=0.15, anneal="linear"),
     "compact": dict(epochs=40, batch_size=64, questions_per_image=4, learning_rate=1e-3,
                     fvta_factor=0.15, cifr_factor=0.15, weight_decay=0.05, freeze_encoders=True),
     "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0,
@@ -597,8 +598,9 @@ class Checkpoints:
 
 # %% ../nbs/33_train.ipynb #3c78f9a3
 def trained_state(model: CMIMTL) -> dict:
-    "A copy of the parameters that are trained."
-    return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+    "A copy of what training changes: parameters, and the running means of batch normalisation."
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    return {n: x.detach().cpu().clone() for n, x in model.state_dict().items() if n not in frozen}
 
 
 def save_run(run: Run):
@@ -616,7 +618,7 @@ def save_run(run: Run):
 def restore_run(run: Run, state: dict):
     "Put a run's tensors back as a checkpoint has them. Raises `InputError` when they are not those of this model."
     shapes = lambda tensors: {n: tuple(x.shape) for n, x in tensors.items()}
-    if shapes(state["weights"]) != shapes({n: x for n, x in run.core.named_parameters() if x.requires_grad}):
+    if shapes(state["weights"]) != shapes(trained_state(run.core)):
         raise InputError(Problem(str(run.checkpoints.folder), "its parameters are those of another version of the model",
                                  "Go on with the version that wrote it, or start anew with restart=true"))
     run.core.load_state_dict(state["weights"], strict=False)
