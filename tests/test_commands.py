@@ -86,12 +86,15 @@ def test_own_table_twice(tmp_path):
 def test_ovqa_found_under_the_data_folder(tmp_path):
     made_data.write(made_data.ovqa_files(), tmp_path / "data/ovqa")
     code, said = command(tmp_path, TRAIN, "-p", "dataset", "ovqa", "-p", "preset", "tiny", "-p", "epochs", 1, "-p", "data_options",
-                         "null", "-p", "variant", "pooled", "-p", "seed", 3, CMI_MTL_DATA=str(tmp_path / "data"))
+                         "null", "-p", "variant", "pooled", "-p", "seed", 3,
+                         "-p", "train_options", '{"train_on": "train+validation"}', CMI_MTL_DATA=str(tmp_path / "data"))
     assert code == 0, said
     record = json.loads((tmp_path / "runs/train/ovqa/pooled/seed3/record.json").read_text(encoding="utf-8"))
-    assert record["data"]["questions"] == {"train": 6, "validation": 6, "test": 6} and record["settings"]["seed"] == 3
+    assert record["data"]["questions"] == {"train": 12, "validation": 0, "test": 6} and record["settings"]["seed"] == 3
     modules = [record["model"][k] for k in ("global_path", "fvta", "cifr", "ffae")]
     assert modules == [True, False, False, False] and "test_generated" not in record
+    assert record["validation"] is None and record["temperature"] == 1
+    assert set(record["baselines"]) == {"majority", "question_only"}
     assert "n = 6)" in said and "runs/train/ovqa/pooled/seed3/train.ipynb" in said
 
 
