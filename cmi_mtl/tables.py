@@ -161,8 +161,9 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if k.startswith(only) and (k not in a or k not in b or a[k] != b[k]))
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
-OLDER = ("{} are of earlier versions, which trained in another way or do not say the configuration of their models. "
-         "The lines are not averaged, and not to be compared with each other or with later runs.")
+OLDER = ("{} are of earlier versions, which trained in another way or do not say the "
+         "configuration of their models. The lines are not averaged, and not to be compared with each "
+         "other or with later runs.")
 
 
 def is_older(record: dict) -> bool:
@@ -171,9 +172,11 @@ def is_older(record: dict) -> bool:
 
 
 def results_table(records: dict[str, dict]) -> str:
-    """Markdown: open, closed and overall accuracy on the test split, with intervals, for each data set and variant; below that the
-    records that are older, each on its own. Raises `InputError` for a record of a later schema, and where two seeds of a variant
-    are of different configurations or were scored on different questions."""
+    """Markdown: open, closed and overall accuracy on the test split, with intervals, for each data set
+    and variant; below that the records that are older, each on its own.
+
+    Raises `InputError` for a record of a later schema, and where two seeds of a variant are of
+    different configurations or were scored on different questions."""
     older = {name: r for name, r in records.items() if is_older(r)}
     groups: dict[tuple, dict] = {}
     for name, r in records.items():
@@ -194,7 +197,7 @@ def _same_runs(runs: dict[str, dict]):
         if odd := differences(a, b):
             values = "; ".join(f"{k} is {configuration(b).get(k)!r}, there {configuration(a).get(k)!r}" for k in odd)
             raise InputError(Problem(name, f"another configuration than in {first}: {values}",
-                                     "Make it a variant of its own (a row of VARIANTS), or run all seeds with one configuration"))
+                                     "Make it a variant (a row of VARIANTS), or run all seeds alike"))
         if asked(b) != asked(a): raise InputError(Problem(name, f"other test questions than in {first}", "Publish runs on the same data"))
 
 
@@ -214,7 +217,8 @@ def _compared(groups: dict[tuple, dict]) -> str:
 
 def _variant_lines(dataset: str, variant: str, runs: list[dict]) -> list[str]:
     held_out = [r["validation"] for r in runs if r["validation"] is not None]
-    validation = _mean([scores["overall"]["accuracy"] for scores in held_out]) if held_out else "none"
+    accuracy = [scores["overall"]["accuracy"] for scores in held_out]
+    validation = _mean(accuracy) if accuracy else "none"
     cells = lambda key: [_cell(runs, key, part) for part in PARTS]
     lines = [_line(dataset, f"{variant}, classifier", cells("correct"), validation, runs)]
     if all("test_generated" in r for r in runs):

@@ -52,8 +52,8 @@ class Settings:
     times that of the one above); projections, global path and generator `multimodal_factor` times
     that, FVTA and CIFR also times their own factor; classifier and type head `classifier_factor`
     times. `warmup`: share of the steps in which rates rise; `anneal`: how they fall, "cos" or
-    "linear". `variant`: a row of `VARIANTS`, over which `model_options` is put. `train_on`: "train", or
-    "train+validation" for all questions that are not of the test split. `batch_size`: rows of one
+    "linear". `variant`: a row of `VARIANTS`, over which `model_options` is put. `train_on`: "train",
+    or "train+validation" for all questions that are not of the test split. `batch_size`: rows of one
     process in one step, worked through in `accumulate` micro-batches; `save_every`: steps between
     checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
     dataset: str = "phantom"
@@ -150,7 +150,8 @@ RULES = {
     "0 (none) or a share below 1": (_between(0, 1), "augment warmup"),
     "between 0 and 1": (lambda v: _positive(v) and v < 1, "validation_fraction"),
     "1 (none) or between 0 and 1": (lambda v: _positive(v) and v <= 1, "layer_decay"),
-    "true or false": (lambda v: isinstance(v, bool), "freeze_encoders encode_once tensorboard restart"),
+    "true or false": (lambda v: isinstance(v, bool),
+                      "freeze_encoders encode_once tensorboard restart"),
     "names with values, such as {'seed': 1}": (lambda v: isinstance(v, dict),
                                                "data_options model_options"),
     "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
@@ -365,7 +366,7 @@ class Progress:
     seconds: float = 0.0
     epoch_began: float = 0.0
 
-
+# %% ../nbs/33_train.ipynb #1a51cd3d
 @dataclass
 class Run:
     "What a training holds: settings, data, model, what moves it, and where it stands."
@@ -397,7 +398,7 @@ class Run:
         self.progress.seconds = time.perf_counter() - self._clock
         return self.progress.seconds
 
-
+# %% ../nbs/33_train.ipynb #073e41e0
 def start_run(s: Settings, data: QuestionSet, model: CMIMTL, rows: list[int], accelerator: Accelerator, progress: Progress, folder: Path,
               checkpoints: "Checkpoints") -> Run:
     "Optimiser and schedule for training `model` on these rows, from the start."
@@ -408,7 +409,7 @@ def start_run(s: Settings, data: QuestionSet, model: CMIMTL, rows: list[int], ac
     return Run(s, data, torch.tensor(rows), steps, model, accelerator, optimiser, schedule, progress,
                folder, checkpoints)
 
-
+# %% ../nbs/33_train.ipynb #77aad7f2
 def seed_of(*place: int) -> int:
     "A seed for a place in the run, well mixed: neighbours have nothing in common."
     return int(np.random.SeedSequence(place).generate_state(1)[0])
@@ -544,7 +545,7 @@ def identity(s: Settings, samples: list[VQASample], processes: int) -> dict:
     settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in free}
     return json.loads(json.dumps({"format": FORMAT, **settings, "data": data, "processes": processes}))
 
-
+# %% ../nbs/33_train.ipynb #aa6841bd
 class Checkpoints:
     "The checkpoints of one run, in `folder`: at most two, each complete or absent. `identity` names the run."
     def __init__(self, folder: Path, identity: dict): self.folder, self.identity = Path(folder), identity
@@ -654,7 +655,7 @@ def save_and_stop(run: Run, heard: list, due: bool):
         run.accelerator.print(message, flush=True)
         raise Stopped(message)
 
-
+# %% ../nbs/33_train.ipynb #c2654168
 def train_epoch(run: Run, heard: list) -> dict:
     "The steps of this epoch that are left; mean of each part of the loss over all of it."
     p, batches = run.progress, epoch_batches(run, run.progress.epoch)
@@ -677,7 +678,7 @@ def validate(run: Run, rows: list[int]) -> dict:
     loss = round(nn.functional.cross_entropy(logits[known], labels[known]).item(), 5) if known.any() else None
     return {"validation": round(100 * (logits.argmax(1) == labels).float().mean().item(), 3), "validation_loss": loss}
 
-
+# %% ../nbs/33_train.ipynb #d73e04d0
 def log_epoch(run: Run, row: dict):
     "Add an epoch to the history: in history.jsonl, on the terminal and, if wished, in TensorBoard."
     run.progress.history.append(row)
@@ -827,7 +828,7 @@ def data_summary(samples: list[VQASample], digests: list[str], vocabulary: Answe
                         "open": round(100 * vocabulary.ceiling([s for s in test if s.answer_type == "OPEN"]), 3)},
             "leakage": leakage_report(samples)}
 
-
+# %% ../nbs/33_train.ipynb #ddd56f66
 def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASample]:
     """The data set, given or loaded, with its splits as `train_on` wants them: a validation split, its
     own or carved; or none, its questions being training questions.
@@ -845,7 +846,7 @@ def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASam
                                  "Give each split some questions"))
     return samples
 
-
+# %% ../nbs/33_train.ipynb #4149b8b0
 def start_accelerator(s: Settings) -> Accelerator:
     "Device, precision and processes. Raises `InputError` for what this machine does not have."
     for name in [k for k, v in os.environ.items() if k.endswith(("RANK", "WORLD_SIZE")) and not v]:
@@ -865,7 +866,7 @@ def coverage_line(c: dict) -> str:
     return (f"generator: {c['cut']} of {c['answers']} training answers take more than {c['max_length']} tokens and are cut; "
             f"{c['changed']} do not come back from the tokenizer")
 
-
+# %% ../nbs/33_train.ipynb #228865af
 def prepare_run(s: Settings, samples: list[VQASample], accelerator: Accelerator, progress: Progress,
                 state: dict | None, checkpoints: Checkpoints) -> Run:
     "Model, data and run, from the start or as the checkpoint `state` has it."
@@ -898,7 +899,7 @@ def _begin(s: Settings, folder: Path, checkpoints: Checkpoints, accelerator: Acc
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return Progress(accumulate=s.accumulate, test_scorings=old.get("test_scorings", 0)), None
 
-
+# %% ../nbs/33_train.ipynb #0df5ff4e
 @contextlib.contextmanager
 def _full_disk_is_said():
     try: yield
@@ -930,7 +931,7 @@ def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = Non
     fit(run, rows["validation"])
     return finish(run, rows["validation"], rows["test"])
 
-
+# %% ../nbs/33_train.ipynb #b1b8d7b1
 def finish(run: Run, validation: list[int], test: list[int]) -> dict:
     """Fit the temperature, score the test split, save model, predictions and record, and drop the
     checkpoints. Returns the record."""

@@ -86,12 +86,15 @@ def test_own_table_twice(tmp_path):
 def test_ovqa_found_under_the_data_folder(tmp_path):
     made_data.write(made_data.ovqa_files(), tmp_path / "data/ovqa")
     code, said = command(tmp_path, TRAIN, "-p", "dataset", "ovqa", "-p", "preset", "tiny", "-p", "epochs", 1, "-p", "data_options",
-                         "null", "-p", "variant", "pooled", "-p", "seed", 3, CMI_MTL_DATA=str(tmp_path / "data"))
+                         "null", "-p", "variant", "pooled", "-p", "seed", 3,
+                         "-p", "train_options", '{"train_on": "train+validation"}', CMI_MTL_DATA=str(tmp_path / "data"))
     assert code == 0, said
     record = json.loads((tmp_path / "runs/train/ovqa/pooled/seed3/record.json").read_text(encoding="utf-8"))
-    assert record["data"]["questions"] == {"train": 6, "validation": 6, "test": 6} and record["settings"]["seed"] == 3
+    assert record["data"]["questions"] == {"train": 12, "validation": 0, "test": 6} and record["settings"]["seed"] == 3
     modules = [record["model"][k] for k in ("global_path", "fvta", "cifr", "ffae")]
     assert modules == [True, False, False, False] and "test_generated" not in record
+    assert record["validation"] is None and record["temperature"] == 1
+    assert set(record["baselines"]) == {"majority", "question_only"}
     assert "n = 6)" in said and "runs/train/ovqa/pooled/seed3/train.ipynb" in said
 
 
@@ -312,11 +315,13 @@ SETTINGS = [
     (dict(learning_rate=-1), ("learning_rate=-1", "a number above 0")), (dict(learning_rate="fast"), ("learning_rate='fast'",)),
     (dict(learning_rate=float("inf")), ("learning_rate=inf", "a number above 0")),
     (dict(learning_rate=float("nan")), ("learning_rate=nan", "a number above 0")),
-    (dict(multimodal_factor="x"), ("multimodal_factor='x'",)), (dict(fvta_factor=0), ("fvta_factor=0", "a number above 0")),
+    (dict(multimodal_factor="x"), ("multimodal_factor='x'",)),
+    (dict(fvta_factor=0), ("fvta_factor=0", "a number above 0")),
     (dict(cifr_factor=-1), ("cifr_factor=-1",)), (dict(anneal="step"), ("anneal='step'", "'cos' or 'linear'")),
     (dict(train_on="test"), ("train_on='test'", "'train' or 'train+validation'")),
     (dict(variant="no_cifr"), ("variant='no_cifr'", "one of cmi_mtl, cmi_mtl_paper, pooled")),
-    (dict(refit=True), ("setting 'refit'", "unknown")), (dict(weight_decay=-1), ("weight_decay=-1",)),
+    (dict(refit=True), ("setting 'refit'", "unknown")),
+    (dict(weight_decay=-1), ("weight_decay=-1",)),
     (dict(warmup=3), ("warmup=3",)), (dict(clip=0), ("clip=0", "a number above 0")), (dict(num_beams=0), ("num_beams=0",)),
     (dict(seed="x"), ("seed='x'", "whole number")), (dict(seed=-1), ("seed=-1", "at least 0")),
     (dict(train_last=-1), ("train_last=-1",)), (dict(validation_fraction=2), ("validation_fraction=2", "between 0 and 1")),

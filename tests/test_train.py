@@ -62,7 +62,8 @@ def stopped(settings, tmp_path, monkeypatch):
         m.setattr(T, "train_step", terminated)
         with pytest.raises(T.Stopped, match="goes on from") as e: T.train(settings, tmp_path / "run")
     assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert not (tmp_path / "run/record.json").exists() and [n[:17] for n in states(tmp_path / "run")][-1] == "epoch-0002-000003"
+    assert not (tmp_path / "run/record.json").exists()
+    assert [name[:17] for name in states(tmp_path / "run")][-1] == "epoch-0002-000003"
     return tmp_path / "run"
 
 
@@ -80,7 +81,8 @@ def test_killed_twenty_times(top, capsys):
     assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
     assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {143, -signal.SIGTERM}      # the latter outside the epochs
     alone = outcome(top / "alone")
-    assert alone["record"]["settings"]["anneal"] == "linear" and alone["record"]["test_scorings"] == 1
+    assert alone["record"]["settings"]["anneal"] == "linear"
+    assert alone["record"]["test_scorings"] == 1
     assert [r["epoch"] for r in alone["history"]] == [1, 2, 3]
     for k in range(told["runs"]):
         assert_alike(outcome(top / f"killed{k}"), alone)
@@ -198,7 +200,7 @@ def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
     falls, stays = outcome(tmp_path), alone
     assert validated == [1, 2, 3] and [r["validation"] for r in falls["history"]] == [70, 50, 30]
     for part in ("weights", "predictions", "config"): assert_alike(falls[part], stays[part])
-    assert_alike(falls["record"]["validation"], stays["record"]["validation"])     # that of the last weights
+    assert_alike(falls["record"]["validation"], stays["record"]["validation"])      # by the last weights
 
 
 def test_trained_on_all_but_test(settings, alone, tmp_path):
@@ -206,27 +208,30 @@ def test_trained_on_all_but_test(settings, alone, tmp_path):
     record, splits = outcome(tmp_path)["record"], made_run.SPLITS
     assert record["validation"] is None and record["temperature"] == 1
     assert not any("validation" in row or "validation_loss" in row for row in record["history"])
-    assert record["data"]["questions"] == {"train": splits["train"] + splits["validation"], "validation": 0, "test": splits["test"]}
+    both = splits["train"] + splits["validation"]
+    assert record["data"]["questions"] == {"train": both, "validation": 0, "test": splits["test"]}
     assert alone["record"]["data"]["questions"] == splits and alone["record"]["temperature"] != 1
 
 
 def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
-    "Its shapes and its recipe, with few and narrow layers and words of its own, so that no weights are needed."
+    "Its shapes and its recipe; layers are few and narrow, words its own, so that no weights are needed."
     asked = ["where is it", "what is it", "is it well", "is it large", "left side lung yes no"]
     words = T.build_tokenizer(asked)
     monkeypatch.setattr(T.AutoTokenizer, "from_pretrained", lambda folder: words)
     monkeypatch.setattr(T, "with_pretrained_encoders", lambda config, **weights: T.CMIMTL(config))
     narrow = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     image = dict(model_type="clip_vision_model", patch_size=16, image_size=64, **narrow)
-    text = dict(model_type="roberta", vocab_size=len(words), pad_token_id=words.pad_token_id, **narrow)
+    text = dict(model_type="roberta", vocab_size=len(words), pad_token_id=words.pad_token_id)
+    text |= narrow
     offline = T.paper_config(offline=True)
     t5 = offline.generator | dict(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=1)
-    monkeypatch.setattr(T, "paper_config", lambda answers, **o: paper_config(answers, offline=True, **o))
-    sizes = dict(image_encoder=image, text_encoder=text, generator=t5, hidden_size=32, image_size=64,
-                 qformer_layers=2, qformer_heads=2, projection_size=16)
-    made_run.settings(top)                                                              # writes the table
-    s = T.make_settings("table", "paper", data_root=str(top / "table.csv"), device="cpu", mixed_precision="no",
-                        epochs=1, model_options=sizes)
+    config = lambda answers, **options: paper_config(answers, offline=True, **options)
+    monkeypatch.setattr(T, "paper_config", config)
+    sizes = dict(image_encoder=image, text_encoder=text, generator=t5, hidden_size=32,
+                 image_size=64, qformer_layers=2, qformer_heads=2, projection_size=16)
+    made_run.settings(top)                                                  # writes the table
+    s = T.make_settings("table", "paper", data_root=str(top / "table.csv"), device="cpu",
+                        mixed_precision="no", epochs=1, model_options=sizes)
     started = T.build_model(s, T.prepare_samples(s, None))
     begun = {n: x.clone() for n, x in started.state_dict().items()}
     with pytest.MonkeyPatch.context() as m:
@@ -237,13 +242,15 @@ def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
         m.setattr(T, "train_step", told)
         record = T.train(s, tmp_path)
     c, after = started.config, load_file(tmp_path / "model/model.safetensors")
-    assert (c.num_queries, c.fusion_layers, c.classifier_loss, c.query_start) == (32, 2, "bce", "nothing")
+    assert (c.num_queries, c.fusion_layers) == (32, 2)
+    assert (c.classifier_loss, c.query_start) == ("bce", "nothing")
     assert not c.global_path and c.fvta and c.cifr and c.ffae
-    assert s.batch_size == 64 > made_run.SPLITS["train"] and s.anneal == "linear"       # one step
-    assert sorted(rates) == pytest.approx([2.5e-6, 12.5e-6, 125e-6], rel=1e-4)          # half way down
-    assert all(math.isfinite(record["history"][0][k]) for k in ("loss", "cls", "vtc", "gen", "type"))
+    assert s.batch_size == 64 > made_run.SPLITS["train"] and s.anneal == "linear"   # one step
+    assert sorted(rates) == pytest.approx([2.5e-6, 12.5e-6, 125e-6], rel=1e-4)      # half way down
+    row, moved = record["history"][0], {n for n, x in after.items() if not torch.equal(x, begun[n])}
+    assert all(math.isfinite(row[k]) for k in ("loss", "cls", "vtc", "gen", "type"))
     for part in ("image_encoder", "text_encoder", "fvta", "cifr", "classifier", "type_head", "generator"):
-        assert any(n.startswith(part) and not torch.equal(x, begun[n]) for n, x in after.items()), part
+        assert any(name.startswith(part) for name in moved), part
 
 
 def test_finished_run_is_done_anew(settings, alone, tmp_path):
