@@ -8,7 +8,7 @@ __all__ = ['ORGANS', 'FINDING_LEVEL', 'SIGN', 'RADIUS', 'LUNG', 'BODY', 'ZONES',
            'KINDS', 'ARTICLED', 'HOSTS', 'PLURAL', 'ORGAN_WORDS', 'VERSION', 'FEW', 'curve', 'ellipse', 'mirror',
            'Canvas', 'Finding', 'mask_box', 'named', 'draw_chest', 'draw_abdomen_axial', 'draw_abdomen_coronal',
            'draw_brain_axial', 'draw_brain_sagittal', 'draw_brain_coronal', 'View', 'Picture', 'plan_picture',
-           'picture_regions', 'Asked', 'ask', 'choose_balanced', 'make_phantom', 'load_phantom']
+           'picture_regions', 'Asked', 'ask', 'choose_balanced', 'make_phantom', 'view_of', 'load_phantom']
 
 # %% ../nbs/13_phantom.ipynb #5b8503ee
 import collections, os, shutil, tempfile
@@ -926,12 +926,18 @@ def make_phantom(folder, n_images: int = 1000, seed: int = 0, size: int = 128, p
             os.rename(Path(tmp) / "whole", folder)
 
 # %% ../nbs/13_phantom.ipynb #c0ffee01
+def view_of(image_id: str) -> str:
+    "The view of a phantom's picture, a key of `VIEWS`: part of the body and plane follow from its number."
+    i = int(image_id)
+    body = ("chest", "abdomen", "brain")[i % 3]
+    views = [v for v in VIEWS if VIEWS[v].body == body]
+    return views[i // 3 % len(views)]
+
+
 def _draw_one(folder: Path, i: int, seed: int, size: int) -> tuple[Picture, list[Asked]]:
     "Draw the i-th picture and its label maps into `folder`. Returns its plan and all its questions."
     rng = np.random.default_rng([seed, VERSION, i])
-    bodies = [[v for v in VIEWS if VIEWS[v].body == body] for body in ("chest", "abdomen", "brain")]
-    views = bodies[i % 3]
-    picture = plan_picture(views[i // 3 % len(views)], rng)
+    picture = plan_picture(view_of(str(i)), rng)
     image, canvas = picture.render(size)
     Image.fromarray(image).save(folder / "images" / f"{i:05d}.png")
     Image.fromarray(canvas.organs).save(folder / "masks" / f"{i:05d}_organs.png")

@@ -60,7 +60,7 @@ def without_names(record: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
     numbers = group_numbers(record, rows)
     rows = [{**r, "qid": digest(r["qid"]), **{g: numbers[g].get(r.get(g)) for g in GROUPS}} for r in rows]
     record = {**record, "settings": settings}
-    for k in ("validation", "test", "test_generated"):
+    for k in ("validation", "test", "test_generated", "beyond_the_view"):
         if record.get(k): record[k] = _numbered(record[k], numbers)
     if "baselines" in record: record["baselines"] = {k: _numbered(t, numbers) for k, t in record["baselines"].items()}
     return record, rows

@@ -69,7 +69,7 @@ def test_own_table_twice(tmp_path):
     assert record["settings"]["dataset"] == "table" and record["settings"]["preset"] == "tiny" and record["test_scorings"] == 1
     assert record["data"]["questions"] == {"train": 16, "validation": 4, "test": 4}
     assert {k: record["test"][k]["questions"] for k in ("open", "closed", "overall")} == {"open": 2, "closed": 2, "overall": 4}
-    assert all(record["baselines"][b]["overall"]["questions"] == 4 for b in ("majority", "question_only"))
+    assert all(record["baselines"][b]["overall"]["questions"] == 4 for b in record["baselines"])
     assert len(read_jsonl(out / "predictions.jsonl")) == 4
     for line in ("cmi_mtl, classifier", "cmi_mtl, generator", "question only", "majority", "n = 2)", "n = 4)",
                  f"executed notebook: {out / 'train.ipynb'}", f"run record:        {out / 'record.json'}"): assert line in said
@@ -94,7 +94,7 @@ def test_ovqa_found_under_the_data_folder(tmp_path):
     modules = [record["model"][k] for k in ("global_path", "fvta", "cifr", "ffae")]
     assert modules == [True, False, False, False] and "test_generated" not in record
     assert record["validation"] is None and record["temperature"] == 1
-    assert set(record["baselines"]) == {"majority", "question_only"}
+    assert set(record["baselines"]) == {"majority", "question_only", "question_and_view"}
     assert "n = 6)" in said and "runs/train/ovqa/pooled/seed3/train.ipynb" in said
 
 

@@ -277,7 +277,9 @@ def test_no_name_is_published(tmp_path, monkeypatch):
     s = made_run.settings(tmp_path / "unused", epochs=1)
     run = tmp_path / "John Doe at the Clinic/run"
     record = T.train(replace(s, data_root=str(path)), run)
-    write_json(run / "record.json", {**record, "baselines": {"majority": record["test"]}})
+    beyond = {k: {"difference": 1.0} for k in record["test"] if k.startswith("question_type")}
+    write_json(run / "record.json",
+               {**record, "baselines": {"majority": record["test"]}, "beyond_the_view": beyond})
     before = (run / "record.json").read_text(encoding="utf-8") + (run / "predictions.jsonl").read_text(encoding="utf-8")
     assert all(name in before.lower() for name in NAMES)                                # the run's own folder may say them
     target = tables.publish(run, tmp_path / "public")
@@ -288,6 +290,7 @@ def test_no_name_is_published(tmp_path, monkeypatch):
     assert columns["organ"] == [0 if r["organ"].endswith("0") else 1 for r in rows]
     assert columns["image"] == [r["image_digest"][:16] for r in rows]
     assert columns["linked"] == [tables.digest(r["linked_id"]) for r in rows] and columns["qid"][0] == tables.digest(rows[0]["qid"])
+    assert set(published["beyond_the_view"]) == {f"question_type: {i}" for i in range(len(beyond))} != set()
     assert {k for k in published["test"] if "organ" in k} == {"organ: 0", "organ: 1"} == {k for k in published["baselines"]["majority"] if "organ" in k}
     assert published["validation"]["modality: 1"]["questions"] == 4                     # behind that of the test questions
 
