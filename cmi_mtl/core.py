@@ -110,6 +110,8 @@ def seed_everything(seed: int):
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic torch also writes NaN into every new tensor, a help in debugging that slows each step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def pick_device(name: str | None = None) -> torch.device:

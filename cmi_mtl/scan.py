@@ -353,6 +353,78 @@ int scan_backward(long first, long stride, long batch, long dim, long L, long n,
 }
 """
 
+# %% ../nbs/21_scan.ipynb #7eb72cdf
+_C_CONVOLUTION = r"""
+/* Position t of m channels: bias + sum over k of weight[k] x[t - width + 1 + k]. weight: (width, dim). */
+INLINE void convolve(long m, long t, long dim, long width, const real *weight, const real *bias, const real *x,
+                     long x_step, real *restrict sum) {
+    SIMD for (long c = 0; c < m; c++) sum[c] = bias[c];
+    for (long k = t < width - 1 ? width - 1 - t : 0; k < width; k++) {
+        const real *w = weight + k * dim, *past = x + (t - width + 1 + k) * x_step;
+        SIMD for (long c = 0; c < m; c++) sum[c] += w[c] * past[c];
+    }
+}
+
+INLINE void convolve_unit(long m, long L, long dim, long width, long silu, const real *weight, const real *bias,
+                          const real *x, long x_step, real *y) {
+    real sum[BLOCK];
+    for (long t = 0; t < L; t++) {
+        convolve(m, t, dim, width, weight, bias, x, x_step, sum);
+        if (silu) { SIMD for (long c = 0; c < m; c++) y[t * dim + c] = sum[c] * sigmoid(sum[c]); }
+        else memcpy(y + t * dim, sum, m * sizeof(real));
+    }
+}
+
+/* From dy to dx; adds to dweight (width, dim) and dbias (dim). */
+INLINE void convolve_unit_back(long m, long L, long dim, long width, long silu, const real *weight, const real *bias,
+                               const real *x, long x_step, const real *dy, long dy_step, real *restrict dx,
+                               real *restrict dweight, real *restrict dbias) {
+    real up[BLOCK];
+    for (long t = 0; t < L; t++) {
+        memcpy(up, dy + t * dy_step, m * sizeof(real));
+        if (silu) {
+            real sum[BLOCK];
+            convolve(m, t, dim, width, weight, bias, x, x_step, sum);
+            SIMD for (long c = 0; c < m; c++) { real s = sigmoid(sum[c]); up[c] *= s * (1 + sum[c] * (1 - s)); }
+        }
+        SIMD for (long c = 0; c < m; c++) { dbias[c] += up[c]; dx[t * dim + c] = 0; }
+        for (long k = t < width - 1 ? width - 1 - t : 0; k < width; k++) {
+            const real *w = weight + k * dim, *past = x + (t - width + 1 + k) * x_step;
+            real *dw = dweight + k * dim, *to = dx + (t - width + 1 + k) * dim;
+            SIMD for (long c = 0; c < m; c++) { to[c] += w[c] * up[c]; dw[c] += up[c] * past[c]; }
+        }
+    }
+}
+
+/* The usual 64 channels are a constant for the compiler. */
+#define FOR_M(call) do { if (m == BLOCK) { enum { M = BLOCK }; call; } else { const long M = m; call; } } while (0)
+
+/* x: (batch, L, dim), x_item numbers from one item to the next; y: (batch, L, dim) without gaps. */
+int conv_forward(long first, long stride, long batch, long dim, long L, long width, long silu, long x_item, long x_step,
+                 const real *x, const real *weight, const real *bias, real *y) {
+    long blocks = (dim + BLOCK - 1) / BLOCK;
+    for (long unit = first; unit < batch * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
+        FOR_M(convolve_unit(M, L, dim, width, silu, weight + c, bias + c, x + b * x_item + c, x_step, y + b * L * dim + c));
+    }
+    return 0;
+}
+
+/* dweight: (batch, width, dim) and dbias: (batch, dim), zeros on entry. */
+int conv_backward(long first, long stride, long batch, long dim, long L, long width, long silu, long x_item, long x_step,
+                  long dy_item, long dy_step, const real *x, const real *weight, const real *bias, const real *dy,
+                  real *dx, real *dweight, real *dbias) {
+    long blocks = (dim + BLOCK - 1) / BLOCK;
+    for (long unit = first; unit < batch * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
+        FOR_M(convolve_unit_back(M, L, dim, width, silu, weight + c, bias + c, x + b * x_item + c, x_step,
+                                 dy + b * dy_item + c, dy_step, dx + b * L * dim + c, dweight + b * width * dim + c,
+                                 dbias + b * dim + c));
+    }
+    return 0;
+}
+"""
+
 # %% ../nbs/21_scan.ipynb #f28a6d3c
 log = logging.getLogger(__name__)
 _FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
@@ -375,7 +447,7 @@ def _whole(file: Path) -> bool:
 def _build(dtype: torch.dtype) -> Path:
     "The shared library for `dtype` (float32 or float64), from the cache or compiled now."
     flags = [*_FLAGS, "-DDOUBLE"] if dtype == torch.float64 else _FLAGS
-    source = _C_MATH + _C_RECURRENCE + _C_ROWS
+    source = _C_MATH + _C_RECURRENCE + _C_ROWS + _C_CONVOLUTION
     target = _compile(*_FLAGS, "-dM", "-E", "-x", "c", os.devnull)
     key = hashlib.sha256("\0".join([source, *flags, target]).encode()).hexdigest()
     file = cache_home() / "scan" / f"{key}.so"
@@ -394,20 +466,28 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(_build(dtype)))
         library.scan_forward.argtypes = [ctypes.c_long] * 7 + [ctypes.c_void_p] * 10
         library.scan_backward.argtypes = [ctypes.c_long] * 7 + [ctypes.c_void_p] * 18
+        library.conv_forward.argtypes = [ctypes.c_long] * 9 + [ctypes.c_void_p] * 4
+        library.conv_backward.argtypes = [ctypes.c_long] * 11 + [ctypes.c_void_p] * 7
         return library, ""
     except (OSError, AttributeError, subprocess.SubprocessError) as e: return None, str(e)
 
 # %% ../nbs/21_scan.ipynb #e7270173
-def _call(name, soft, lengths, inputs, outputs):
-    u, A = inputs[0], inputs[2]
-    function = getattr(_library(u.dtype)[0], name)
-    args = [*u.shape, A.shape[1], soft, *(None if x is None else x.data_ptr() for x in (lengths, *inputs, *outputs))]
-    threads = torch.get_num_threads() if u.numel() * A.shape[1] > 2**20 else 1
+def _call(name, dtype, work, numbers, tensors):
+    "Run a function of the library; `work`: about how many numbers it computes."
+    function = getattr(_library(dtype)[0], name)
+    args = [*numbers, *(None if x is None else x.data_ptr() for x in tensors)]
+    threads = torch.get_num_threads() if work > 2**20 else 1
     if threads == 1: failed = function(0, 1, *args)
     else:
         with ThreadPoolExecutor(threads) as pool:
             failed = any(list(pool.map(lambda i: function(i, threads, *args), range(threads))))
-    if failed: raise MemoryError(f"{name}: no memory for the states of one row, {tuple(u.shape)} with {A.shape[1]} states")
+    if failed: raise MemoryError(f"{name}: no memory for the states of one row, with {numbers}")
+
+
+def _call_scan(name, soft, lengths, inputs, outputs):
+    u, A = inputs[0], inputs[2]
+    numbers = *u.shape, A.shape[1], soft
+    _call(name, u.dtype, u.numel() * A.shape[1], numbers, (lengths, *inputs, *outputs))
 
 
 class _Compiled(torch.autograd.Function):
@@ -418,7 +498,7 @@ class _Compiled(torch.autograd.Function):
         inputs = [u, delta, A, B.transpose(1, 2), C.transpose(1, 2), D, z, delta_bias]
         inputs = [None if x is None else x.contiguous() for x in inputs]
         y = torch.empty_like(inputs[0])
-        _call("scan_forward", soft, lengths, inputs, [y])
+        _call_scan("scan_forward", soft, lengths, inputs, [y])
         ctx.soft = soft
         ctx.save_for_backward(lengths, *inputs)
         return y
@@ -432,7 +512,7 @@ class _Compiled(torch.autograd.Function):
         du, ddelta, dz = (None if x is None else torch.empty_like(x) for x in (u, delta, z))
         dA, (dD, dbias) = u.new_zeros(batch, d, n), u.new_zeros(2, batch, d)
         dB, dC = u.new_zeros(2, batch, -(-d // 64), L, n)
-        _call("scan_backward", ctx.soft, lengths, inputs, [dy.contiguous(), du, ddelta, dA, dB, dC, dD, dz, dbias])
+        _call_scan("scan_backward", ctx.soft, lengths, inputs, [dy.contiguous(), du, ddelta, dA, dB, dC, dD, dz, dbias])
         return (None, None, du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2), dC.sum(1).transpose(1, 2),
                 None if D is None else dD.sum(0), dz, None if delta_bias is None else dbias.sum(0))
 
@@ -529,19 +609,66 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
         return scan(*real, delta_softplus, lengths).to(u.dtype)
 
 # %% ../nbs/21_scan.ipynb #d058b7cd
+def _plain_conv(x, weight, bias, activation):
+    "In plain torch: for reading, for testing, and where there is nothing better."
+    y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])[..., :x.shape[2]]
+    return F.silu(y) if activation else y
+
+# %% ../nbs/21_scan.ipynb #566277cb
+def _channels_last(x):
+    "(batch, d, L) as (batch, L, d) whose channels lie side by side: `x` itself turned, where it allows that."
+    x = x.transpose(1, 2)
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+class _CompiledConv(torch.autograd.Function):
+    "Convolution, bias and SiLU in C. x: (batch, L, d) from `_channels_last`, weight: (width, d), bias: (d,)."
+
+    @staticmethod
+    def forward(ctx, silu, x, weight, bias):
+        (batch, L, d), width = x.shape, len(weight)
+        y = x.new_empty(x.shape)
+        numbers = batch, d, L, width, silu, *x.stride()[:2]
+        _call("conv_forward", x.dtype, width * x.numel(), numbers, (x, weight, bias, y))
+        ctx.silu = silu
+        ctx.save_for_backward(x, weight, bias)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, weight, bias = ctx.saved_tensors
+        (batch, L, d), width = x.shape, len(weight)
+        dy = _channels_last(dy.transpose(1, 2))
+        dx, dweight, dbias = x.new_empty(x.shape), x.new_zeros(batch, width, d), x.new_zeros(batch, d)
+        numbers = batch, d, L, width, ctx.silu, *x.stride()[:2], *dy.stride()[:2]
+        _call("conv_backward", x.dtype, width * x.numel(), numbers, (x, weight, bias, dy, dx, dweight, dbias))
+        return None, dx, dweight.sum(0), dbias.sum(0)
+
+
+@torch.compiler.disable
+def _compiled_conv(x, weight, bias, activation):
+    if bias is None: bias = x.new_zeros(len(weight))
+    with torch.autocast(x.device.type, enabled=False):
+        real = x, weight.t(), bias
+        x_real, *others = (t.to(_computed_in(x)) for t in real)
+        y = _CompiledConv.apply(activation is not None, _channels_last(x_real), *(t.contiguous() for t in others))
+        return y.transpose(1, 2).to(x.dtype)
+
+# %% ../nbs/21_scan.ipynb #1b1f531a
 def causal_conv1d(x, weight, bias=None, activation=None):
     """Depthwise causal convolution: y_t = bias + sum_k weight[:, k] x_(t - width + 1 + k), with zeros before position 0.
 
     x: (batch, d, L), weight: (d, width), bias: (d,) or None, activation: None or "silu". Returns (batch, d, L). On CUDA the
-    package causal_conv1d computes it when installed (width 2 to 4), else torch. Raises `InputError` for another
-    activation."""
+    package causal_conv1d computes it when installed (width 2 to 4), on a CPU the compiled library where there is a compiler
+    (float16 and bfloat16 in float32), else torch. Raises `InputError` for another activation."""
     if activation not in (None, "silu"):
         raise InputError(Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'"))
+    if scan_path(x) == "compiled": return _compiled_conv(x, weight, bias, activation)
     if x.is_cuda and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
         kernel, why = _cuda_kernel("causal_conv1d", "causal_conv1d_fn")
         if kernel: return kernel(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), activation=activation)
         if "conv" not in _told:
             _told.add("conv")
             log.warning("causal_conv1d: the package is not available (%s); taking torch's convolution", why)
-    y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])[..., :x.shape[2]]
-    return F.silu(y) if activation else y
+    return _plain_conv(x, weight, bias, activation)
