@@ -57,10 +57,11 @@ class SelectiveBranch(nn.Module):
                               delta_bias=self.dt_proj.bias.float(), delta_softplus=True, lengths=lengths)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u, z = self.in_proj(self.norm(x)).transpose(1, 2).chunk(2, dim=1)
+        u, z = self.in_proj(self.norm(x)).chunk(2, dim=-1)
+        u = u.transpose(1, 2)                              # another view, no copy: the compiled scan reads rows
         y = self.scan(u, lengths)
         if self.bidirectional: y = y + reverse(self.scan(reverse(u, lengths), lengths), lengths)
-        return y.transpose(1, 2), z.transpose(1, 2)
+        return y.transpose(1, 2), z
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -32,11 +32,13 @@ class GlobalPath(nn.Module):
         self.norm = nn.LayerNorm(self.width)
 
     def forward(self, image: Tensor, words: Tensor, lengths: Tensor, image_index: Tensor | None = None) -> Tensor:
-        if image_index is not None: image = image[image_index]
+        def of_rows(x): return x if image_index is None else x[image_index]   # of each picture -> of each question
+
         patches = image[:, self.class_tokens:]
-        v, q = patches.mean(1), masked_mean(words, lengths)
-        parts = [*image[:, :self.class_tokens].unbind(1), v, q, v * q]
+        v, q = of_rows(patches.mean(1)), masked_mean(words, lengths)
+        parts = [*of_rows(image[:, :self.class_tokens]).unbind(1), v, q, v * q]
         if self.attention is not None:
+            patches = of_rows(patches)
             seen, _ = self.attention(q[:, None], patches, patches, need_weights=False)
             parts.append(seen[:, 0])
         return self.norm(torch.cat(parts, dim=-1))
@@ -93,7 +95,8 @@ class AnswerGenerator(nn.Module):
         self.type_embedding = nn.Parameter(torch.randn(2, config.d_model) * 0.02)
 
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
-        "What T5's encoder reads: embeddings (B, N + L, d_model) and their additive mask (B, 1, 1, N + L)."
+        "What T5's encoder reads: embeddings (B, N + L', d_model) and their additive mask, L' the longest question's length."
+        q = q[:, :int(lengths.max())]                      # these rows may be shorter than others of their batch
         x = self.project(torch.cat([v, q], dim=1).float()) + (types.float() @ self.type_embedding)[:, None]
         mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}

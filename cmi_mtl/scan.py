@@ -233,193 +233,219 @@ INLINE real softplus(real x) {
 
 # %% ../nbs/21_scan.ipynb #07647c73
 _C_RECURRENCE = r"""
-/* B and C: (L, n). With keep, states[t] holds h before position t (states[0] = 0) and decay[t] = exp(dt_t A). */
-INLINE void sweep(long n, long len, int keep, const real *A, const real *B, const real *C, const real *dt, const real *u,
-                  real *states, real *decay, real *y) {
-    for (long i = 0; i < n; i++) states[i] = 0;
+enum { BLOCK = 64 };                                   /* channels that are worked on at once */
+typedef struct { const real *at; long step; } rows;    /* step: numbers from one row to the next */
+
+INLINE rows from(rows x, long row, long column) { return (rows){x.at ? x.at + row * x.step + column : 0, x.step}; }
+
+/* What a scan is made of. A: (n, dim), D and bias: (dim). */
+typedef struct { rows u, delta, z, B, C; const real *A, *D, *bias; long n, dim, soft; } scan;
+
+/* m channels over len positions. With keep, states[t] holds h before position t, dt[t] the step, decay[t] exp(dt_t A). */
+INLINE void sweep(long m, long len, long keep, scan s, real *states, real *decay, real *dt, real *y) {
+    memset(states, 0, s.n * BLOCK * sizeof(real));
     for (long t = 0; t < len; t++) {
-        const real *h = states + keep * t * n, step = dt[t], in = step * u[t];
-        real *next = states + keep * (t + 1) * n, *kept = decay + keep * t * n, sum = 0;
-        #pragma omp simd reduction(+:sum)
-        for (long i = 0; i < n; i++) {
-            real a = exponential(step * A[i]), state = a * h[i] + in * B[t * n + i];
-            if (keep) kept[i] = a;
-            next[i] = state;
-            sum += state * C[t * n + i];
+        const real *u = s.u.at + t * s.u.step, *delta = s.delta.at + t * s.delta.step;
+        real *step = dt + keep * t * BLOCK, in[BLOCK], sum[BLOCK];
+        SIMD for (long c = 0; c < m; c++) {
+            real raw = delta[c] + s.bias[c];
+            step[c] = s.soft ? softplus(raw) : raw;
+            in[c] = step[c] * u[c];
+            sum[c] = s.D[c] * u[c];
         }
-        y[t] = sum;
+        for (long i = 0; i < s.n; i++) {
+            const real *A = s.A + i * s.dim, *h = states + (keep * t * s.n + i) * BLOCK;
+            const real B = s.B.at[t * s.B.step + i], C = s.C.at[t * s.C.step + i];
+            real *next = states + (keep * (t + 1) * s.n + i) * BLOCK, *kept = decay + (keep * t * s.n + i) * BLOCK;
+            SIMD for (long c = 0; c < m; c++) {
+                real a = exponential(step[c] * A[c]), state = a * h[c] + in[c] * B;
+                if (keep) kept[c] = a;
+                next[c] = state;
+                sum[c] += state * C;
+            }
+        }
+        memcpy(y + t * s.dim, sum, m * sizeof(real));
     }
 }
 
-/* From dy to the gradients: sets du and ddt, adds to dA (n), dB and dC (L, n). */
-INLINE void sweep_back(long n, long len, const real *A, const real *B, const real *C, const real *dt, const real *u,
-                       const real *states, const real *decay, const real *dy, real *g, real *du, real *ddt,
-                       real *dA, real *dB, real *dC) {
-    for (long i = 0; i < n; i++) g[i] = 0;
+/* From dy (len, BLOCK) to the gradients. Sets rows of du, ddelta, dB and dC; adds to dA, dD and dbias. */
+INLINE void sweep_back(long m, long len, scan s, const real *states, const real *decay, const real *dt, const real *dy,
+                       real *g, real *du, real *ddelta, real *dB, real *dC, real *dA, real *dD, real *dbias) {
+    memset(g, 0, s.n * BLOCK * sizeof(real));
     for (long t = len - 1; t >= 0; t--) {
-        const real *h = states + t * n, *next = h + n, *a = decay + t * n, step = dt[t], in = step * u[t], up = dy[t];
-        real to_input = 0, to_step = 0;
-        #pragma omp simd reduction(+:to_input, to_step)
-        for (long i = 0; i < n; i++) {
-            real grad = g[i] + up * C[t * n + i], back = grad * a[i], p = back * h[i];
-            dC[t * n + i] += up * next[i];
-            dB[t * n + i] += in * grad;
-            dA[i] += step * p;
-            to_input += grad * B[t * n + i];
-            to_step += p * A[i];
-            g[i] = back;
+        const real *u = s.u.at + t * s.u.step, *delta = s.delta.at + t * s.delta.step;
+        const real *step = dt + t * BLOCK, *up = dy + t * BLOCK;
+        real in[BLOCK], to_input[BLOCK] = {0}, to_step[BLOCK] = {0};
+        SIMD for (long c = 0; c < m; c++) in[c] = step[c] * u[c];
+        for (long i = 0; i < s.n; i++) {
+            const real *A = s.A + i * s.dim, *a = decay + (t * s.n + i) * BLOCK;
+            const real *h = states + (t * s.n + i) * BLOCK, *next = h + s.n * BLOCK;
+            const real B = s.B.at[t * s.B.step + i], C = s.C.at[t * s.C.step + i];
+            real *g_i = g + i * BLOCK, *dA_i = dA + i * s.dim, to_B = 0, to_C = 0;
+            #pragma omp simd reduction(+:to_B, to_C)
+            for (long c = 0; c < m; c++) {
+                real grad = g_i[c] + up[c] * C, back = grad * a[c], p = back * h[c];
+                to_C += up[c] * next[c];
+                to_B += in[c] * grad;
+                dA_i[c] += step[c] * p;
+                to_input[c] += grad * B;
+                to_step[c] += p * A[c];
+                g_i[c] = back;
+            }
+            dB[t * s.n + i] = to_B;
+            dC[t * s.n + i] = to_C;
         }
-        du[t] = step * to_input;
-        ddt[t] = u[t] * to_input + to_step;
+        SIMD for (long c = 0; c < m; c++) {
+            real dstep = u[c] * to_input[c] + to_step[c];
+            if (s.soft) dstep *= sigmoid(delta[c] + s.bias[c]);
+            du[t * s.dim + c] = step[c] * to_input[c] + s.D[c] * up[c];
+            ddelta[t * s.dim + c] = dstep;
+            dD[c] += up[c] * u[c];
+            dbias[c] += dstep;
+        }
     }
 }
 
-/* The usual n is a constant for the compiler, any other one a variable. */
-#define FOR_N(call) do { if (n == 16) { enum { N = 16 }; call; } else { const long N = n; call; } } while (0)
+/* The usual 64 channels are a constant for the compiler, fewer are a variable. */
+#define FOR_M(call) do { if (m == BLOCK) { enum { M = BLOCK }; call; } else { const long M = m; call; } } while (0)
 """
 
 # %% ../nbs/21_scan.ipynb #b72fbe0e
-_C_ROWS = r"""
-enum { BLOCK = 64 };
-
-static void step_sizes(long len, long soft, real bias, const real *delta, real *dt) {
-    if (soft) { SIMD for (long t = 0; t < len; t++) dt[t] = softplus(delta[t] + bias); }
-    else for (long t = 0; t < len; t++) dt[t] = delta[t] + bias;
+_C_SCAN = r"""
+static scan part(scan s, long row, long c) {
+    return (scan){from(s.u, row, c), from(s.delta, row, c), from(s.z, row, c), from(s.B, row, 0), from(s.C, row, 0),
+                  s.A + c, s.D + c, s.bias + c, s.n, s.dim, s.soft};
 }
 
-/* Units first, first + stride, ... Missing inputs are null. Returns 1 when there is no memory. */
-int scan_forward(long first, long stride, long batch, long dim, long L, long n, long soft, const int64_t *lengths,
-                 const real *u, const real *delta, const real *A, const real *B, const real *C, const real *D,
-                 const real *z, const real *bias, real *y) {
-    long blocks = (dim + BLOCK - 1) / BLOCK;
-    real *dt = malloc((L + n) * sizeof(real)), *state = dt + L;
-    if (!dt) return 1;
-    for (long unit = first; unit < batch * blocks; unit += stride) {
-        long b = unit / blocks, from = unit % blocks * BLOCK, to = from + BLOCK < dim ? from + BLOCK : dim, len = lengths[b];
-        for (long d = from; d < to; d++) {
-            long row = (b * dim + d) * L, bc = b * L * n;
-            const real *x = u + row, *gate = z + row, skip = D ? D[d] : 0;
-            real *out = y + row;
-            step_sizes(len, soft, bias ? bias[d] : 0, delta + row, dt);
-            FOR_N(sweep(N, len, 0, A + d * n, B + bc, C + bc, dt, x, state, state, out));
-            SIMD for (long t = 0; t < len; t++) out[t] += skip * x[t];
-            if (z) { SIMD for (long t = 0; t < len; t++) out[t] *= gate[t] * sigmoid(gate[t]); }
-            memset(out + len, 0, (L - len) * sizeof(real));
+static void zero(real *x, long width, long m, long first, long last) {
+    for (long t = first; t < last; t++) memset(x + t * width, 0, m * sizeof(real));
+}
+
+/* Units first, first + stride, ... Without a gate z.at is null. Returns 1 when there is no memory. */
+int scan_forward(long first, long stride, long count, const int64_t *starts, const int64_t *lengths, scan s, real *y) {
+    long blocks = (s.dim + BLOCK - 1) / BLOCK;
+    real *states = malloc((s.n + 1) * BLOCK * sizeof(real)), *dt = states + s.n * BLOCK;
+    if (!states) return 1;
+    for (long unit = first; unit < count * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = s.dim - c < BLOCK ? s.dim - c : BLOCK;
+        long start = starts[b], len = lengths[b];
+        real *out = y + start * s.dim + c;
+        scan here = part(s, start, c);
+        FOR_M(sweep(M, len, 0, here, states, states, dt, out));
+        if (s.z.at) for (long t = 0; t < len; t++) {
+            const real *z = here.z.at + t * s.z.step;
+            real *gated = out + t * s.dim;
+            SIMD for (long c = 0; c < m; c++) gated[c] *= z[c] * sigmoid(z[c]);
         }
+        zero(out, s.dim, m, len, starts[b + 1] - start);
     }
-    free(dt);
+    free(states);
     return 0;
 }
 
-/* dA: (batch, dim, n), dB, dC: (batch, blocks, L, n), zeros on entry; dD, dbias: (batch, dim). */
-int scan_backward(long first, long stride, long batch, long dim, long L, long n, long soft, const int64_t *lengths,
-                  const real *u, const real *delta, const real *A, const real *B, const real *C, const real *D,
-                  const real *z, const real *bias, const real *dout, real *du, real *ddelta, real *dA, real *dB,
-                  real *dC, real *dD, real *dz, real *dbias) {
-    long blocks = (dim + BLOCK - 1) / BLOCK;
-    real *dt = malloc((3 * L + 2 * L * n + 2 * n) * sizeof(real));
-    if (!dt) return 1;
-    real *y = dt + L, *dy = y + L, *g = dy + L, *states = g + n, *decay = states + (L + 1) * n;
-    for (long unit = first; unit < batch * blocks; unit += stride) {
-        long b = unit / blocks, from = unit % blocks * BLOCK, to = from + BLOCK < dim ? from + BLOCK : dim, len = lengths[b];
-        for (long d = from; d < to; d++) {
-            long row = (b * dim + d) * L, bc = b * L * n, tail = (L - len) * sizeof(real);
-            const real *x = u + row, *raw = delta + row, *up = dout + row, *gate = z + row;
-            real *dx = du + row, *ddt = ddelta + row, sum_D = 0, sum_bias = 0;
-            const real shift = bias ? bias[d] : 0, skip = D ? D[d] : 0;
-            step_sizes(len, soft, shift, raw, dt);
-            FOR_N(sweep(N, len, 1, A + d * n, B + bc, C + bc, dt, x, states, decay, y));
-            if (z) {
-                SIMD for (long t = 0; t < len; t++) {
-                    real s = sigmoid(gate[t]);
-                    dz[row + t] = up[t] * (y[t] + skip * x[t]) * s * (1 + gate[t] * (1 - s));
-                    dy[t] = up[t] * gate[t] * s;
-                }
-                memset(dz + row + len, 0, tail);
-            } else memcpy(dy, up, len * sizeof(real));
-            FOR_N(sweep_back(N, len, A + d * n, B + bc, C + bc, dt, x, states, decay, dy, g, dx, ddt,
-                             dA + (b * dim + d) * n, dB + unit * L * n, dC + unit * L * n));
-            if (soft) { SIMD for (long t = 0; t < len; t++) ddt[t] *= sigmoid(raw[t] + shift); }
-            #pragma omp simd reduction(+:sum_D, sum_bias)
-            for (long t = 0; t < len; t++) { dx[t] += skip * dy[t]; sum_D += dy[t] * x[t]; sum_bias += ddt[t]; }
-            dD[b * dim + d] = sum_D;
-            dbias[b * dim + d] = sum_bias;
-            memset(dx + len, 0, tail);
-            memset(ddt + len, 0, tail);
+/* dB, dC: (blocks, rows, n). dA: (count, n, dim), dD and dbias: (count, dim), zeros on entry. */
+int scan_backward(long first, long stride, long count, const int64_t *starts, const int64_t *lengths, scan s, rows dout,
+                  real *du, real *ddelta, real *dz, real *dB, real *dC, real *dA, real *dD, real *dbias) {
+    long blocks = (s.dim + BLOCK - 1) / BLOCK, longest = 0, n = s.n, dim = s.dim;
+    for (long b = 0; b < count; b++) longest = lengths[b] > longest ? lengths[b] : longest;
+    real *states = malloc((2 * (longest + 1) * n + 2 * longest) * BLOCK * sizeof(real));
+    if (!states) return 1;
+    real *decay = states + (longest + 1) * n * BLOCK, *g = decay + longest * n * BLOCK;
+    real *dt = g + n * BLOCK, *dy = dt + longest * BLOCK;
+    for (long unit = first; unit < count * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
+        long start = starts[b], len = lengths[b], room = starts[b + 1] - start, at = start * dim + c;
+        long sums = (unit % blocks * starts[count] + start) * n;
+        scan here = part(s, start, c);
+        rows up = from(dout, start, c);
+        FOR_M(sweep(M, len, 1, here, states, decay, dt, du + at));                /* du holds the output for now */
+        for (long t = 0; t < len; t++) {
+            const real *d = up.at + t * up.step, *z = here.z.at + t * s.z.step, *y = du + at + t * dim;
+            if (!s.z.at) { memcpy(dy + t * BLOCK, d, m * sizeof(real)); continue; }
+            SIMD for (long c = 0; c < m; c++) {
+                real gate = sigmoid(z[c]);
+                dz[at + t * dim + c] = d[c] * y[c] * gate * (1 + z[c] * (1 - gate));
+                dy[t * BLOCK + c] = d[c] * z[c] * gate;
+            }
         }
+        FOR_M(sweep_back(M, len, here, states, decay, dt, dy, g, du + at, ddelta + at, dB + sums, dC + sums,
+                         dA + b * n * dim + c, dD + b * dim + c, dbias + b * dim + c));
+        zero(du + at, dim, m, len, room);
+        zero(ddelta + at, dim, m, len, room);
+        if (s.z.at) zero(dz + at, dim, m, len, room);
+        zero(dB + sums, n, n, len, room);
+        zero(dC + sums, n, n, len, room);
     }
-    free(dt);
+    free(states);
     return 0;
 }
 """
 
 # %% ../nbs/21_scan.ipynb #7eb72cdf
 _C_CONVOLUTION = r"""
-/* Position t of m channels: bias + sum over k of weight[k] x[t - width + 1 + k]. weight: (width, dim). */
-INLINE void convolve(long m, long t, long dim, long width, const real *weight, const real *bias, const real *x,
-                     long x_step, real *restrict sum) {
-    SIMD for (long c = 0; c < m; c++) sum[c] = bias[c];
-    for (long k = t < width - 1 ? width - 1 - t : 0; k < width; k++) {
-        const real *w = weight + k * dim, *past = x + (t - width + 1 + k) * x_step;
+/* weight: (width, dim), bias: (dim). */
+typedef struct { rows x; const real *weight, *bias; long width, dim, silu; } conv;
+
+/* Position t of m channels: bias + sum over k of weight[k] x[t - width + 1 + k]. */
+INLINE void convolve(long m, long t, conv v, real *restrict sum) {
+    memcpy(sum, v.bias, m * sizeof(real));
+    for (long k = t < v.width - 1 ? v.width - 1 - t : 0; k < v.width; k++) {
+        const real *w = v.weight + k * v.dim, *past = v.x.at + (t - v.width + 1 + k) * v.x.step;
         SIMD for (long c = 0; c < m; c++) sum[c] += w[c] * past[c];
     }
 }
 
-INLINE void convolve_unit(long m, long L, long dim, long width, long silu, const real *weight, const real *bias,
-                          const real *x, long x_step, real *y) {
+INLINE void convolve_all(long m, long len, conv v, real *y) {
     real sum[BLOCK];
-    for (long t = 0; t < L; t++) {
-        convolve(m, t, dim, width, weight, bias, x, x_step, sum);
-        if (silu) { SIMD for (long c = 0; c < m; c++) y[t * dim + c] = sum[c] * sigmoid(sum[c]); }
-        else memcpy(y + t * dim, sum, m * sizeof(real));
+    for (long t = 0; t < len; t++) {
+        convolve(m, t, v, sum);
+        if (v.silu) { SIMD for (long c = 0; c < m; c++) sum[c] *= sigmoid(sum[c]); }
+        memcpy(y + t * v.dim, sum, m * sizeof(real));
     }
 }
 
-/* From dy to dx; adds to dweight (width, dim) and dbias (dim). */
-INLINE void convolve_unit_back(long m, long L, long dim, long width, long silu, const real *weight, const real *bias,
-                               const real *x, long x_step, const real *dy, long dy_step, real *restrict dx,
-                               real *restrict dweight, real *restrict dbias) {
-    real up[BLOCK];
-    for (long t = 0; t < L; t++) {
-        memcpy(up, dy + t * dy_step, m * sizeof(real));
-        if (silu) {
-            real sum[BLOCK];
-            convolve(m, t, dim, width, weight, bias, x, x_step, sum);
+/* From dy to dx; adds to dweight and dbias. */
+INLINE void convolve_back(long m, long len, conv v, rows dy, real *restrict dx, real *restrict dweight,
+                          real *restrict dbias) {
+    real up[BLOCK], sum[BLOCK];
+    for (long t = 0; t < len; t++) {
+        memcpy(up, dy.at + t * dy.step, m * sizeof(real));
+        if (v.silu) {
+            convolve(m, t, v, sum);
             SIMD for (long c = 0; c < m; c++) { real s = sigmoid(sum[c]); up[c] *= s * (1 + sum[c] * (1 - s)); }
         }
-        SIMD for (long c = 0; c < m; c++) { dbias[c] += up[c]; dx[t * dim + c] = 0; }
-        for (long k = t < width - 1 ? width - 1 - t : 0; k < width; k++) {
-            const real *w = weight + k * dim, *past = x + (t - width + 1 + k) * x_step;
-            real *dw = dweight + k * dim, *to = dx + (t - width + 1 + k) * dim;
+        SIMD for (long c = 0; c < m; c++) { dbias[c] += up[c]; dx[t * v.dim + c] = 0; }
+        for (long k = t < v.width - 1 ? v.width - 1 - t : 0; k < v.width; k++) {
+            const real *w = v.weight + k * v.dim, *past = v.x.at + (t - v.width + 1 + k) * v.x.step;
+            real *dw = dweight + k * v.dim, *to = dx + (t - v.width + 1 + k) * v.dim;
             SIMD for (long c = 0; c < m; c++) { to[c] += w[c] * up[c]; dw[c] += up[c] * past[c]; }
         }
     }
 }
 
-/* The usual 64 channels are a constant for the compiler. */
-#define FOR_M(call) do { if (m == BLOCK) { enum { M = BLOCK }; call; } else { const long M = m; call; } } while (0)
+static conv conv_part(conv v, long row, long c) {
+    return (conv){from(v.x, row, c), v.weight + c, v.bias + c, v.width, v.dim, v.silu};
+}
 
-/* x: (batch, L, dim), x_item numbers from one item to the next; y: (batch, L, dim) without gaps. */
-int conv_forward(long first, long stride, long batch, long dim, long L, long width, long silu, long x_item, long x_step,
-                 const real *x, const real *weight, const real *bias, real *y) {
-    long blocks = (dim + BLOCK - 1) / BLOCK;
-    for (long unit = first; unit < batch * blocks; unit += stride) {
-        long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
-        FOR_M(convolve_unit(M, L, dim, width, silu, weight + c, bias + c, x + b * x_item + c, x_step, y + b * L * dim + c));
+int conv_forward(long first, long stride, long count, const int64_t *starts, conv v, real *y) {
+    long blocks = (v.dim + BLOCK - 1) / BLOCK;
+    for (long unit = first; unit < count * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
+        long start = starts[b], len = starts[b + 1] - start;
+        FOR_M(convolve_all(M, len, conv_part(v, start, c), y + start * v.dim + c));
     }
     return 0;
 }
 
-/* dweight: (batch, width, dim) and dbias: (batch, dim), zeros on entry. */
-int conv_backward(long first, long stride, long batch, long dim, long L, long width, long silu, long x_item, long x_step,
-                  long dy_item, long dy_step, const real *x, const real *weight, const real *bias, const real *dy,
-                  real *dx, real *dweight, real *dbias) {
-    long blocks = (dim + BLOCK - 1) / BLOCK;
-    for (long unit = first; unit < batch * blocks; unit += stride) {
-        long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
-        FOR_M(convolve_unit_back(M, L, dim, width, silu, weight + c, bias + c, x + b * x_item + c, x_step,
-                                 dy + b * dy_item + c, dy_step, dx + b * L * dim + c, dweight + b * width * dim + c,
-                                 dbias + b * dim + c));
+/* dweight: (count, width, dim) and dbias: (count, dim), zeros on entry. */
+int conv_backward(long first, long stride, long count, const int64_t *starts, conv v, rows dy, real *dx, real *dweight,
+                  real *dbias) {
+    long blocks = (v.dim + BLOCK - 1) / BLOCK;
+    for (long unit = first; unit < count * blocks; unit += stride) {
+        long b = unit / blocks, c = unit % blocks * BLOCK, m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
+        long start = starts[b], len = starts[b + 1] - start;
+        FOR_M(convolve_back(M, len, conv_part(v, start, c), from(dy, start, c), dx + start * v.dim + c,
+                            dweight + b * v.width * v.dim + c, dbias + b * v.dim + c));
     }
     return 0;
 }
@@ -447,7 +473,7 @@ def _whole(file: Path) -> bool:
 def _build(dtype: torch.dtype) -> Path:
     "The shared library for `dtype` (float32 or float64), from the cache or compiled now."
     flags = [*_FLAGS, "-DDOUBLE"] if dtype == torch.float64 else _FLAGS
-    source = _C_MATH + _C_RECURRENCE + _C_ROWS + _C_CONVOLUTION
+    source = _C_MATH + _C_RECURRENCE + _C_SCAN + _C_CONVOLUTION
     target = _compile(*_FLAGS, "-dM", "-E", "-x", "c", os.devnull)
     key = hashlib.sha256("\0".join([source, *flags, target]).encode()).hexdigest()
     file = cache_home() / "scan" / f"{key}.so"
@@ -463,64 +489,91 @@ def _build(dtype: torch.dtype) -> Path:
 def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     "(library, '') or (None, why there is none)."
     try:
-        library = ctypes.CDLL(str(_build(dtype)))
-        library.scan_forward.argtypes = [ctypes.c_long] * 7 + [ctypes.c_void_p] * 10
-        library.scan_backward.argtypes = [ctypes.c_long] * 7 + [ctypes.c_void_p] * 18
-        library.conv_forward.argtypes = [ctypes.c_long] * 9 + [ctypes.c_void_p] * 4
-        library.conv_backward.argtypes = [ctypes.c_long] * 11 + [ctypes.c_void_p] * 7
-        return library, ""
-    except (OSError, AttributeError, subprocess.SubprocessError) as e: return None, str(e)
+        return ctypes.CDLL(str(_build(dtype))), ""
+    except (OSError, subprocess.SubprocessError) as e: return None, str(e)
 
 # %% ../nbs/21_scan.ipynb #e7270173
-def _call(name, dtype, work, numbers, tensors):
-    "Run a function of the library; `work`: about how many numbers it computes."
+class _Rows(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("step", ctypes.c_long)]
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = [*((k, _Rows) for k in ("u", "delta", "z", "B", "C")), *((k, ctypes.c_void_p) for k in ("A", "D", "bias")),
+                *((k, ctypes.c_long) for k in ("n", "dim", "soft"))]
+
+
+class _Conv(ctypes.Structure):
+    _fields_ = [("x", _Rows), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+                *((k, ctypes.c_long) for k in ("width", "dim", "silu"))]
+
+
+def _rows(x):
+    "(batch, d, L) as rows (batch L, d), the channels of each side by side: a view where the layout allows it."
+    return _dense_rows(x.transpose(1, 2).flatten(0, 1))
+
+
+def _dense_rows(x): return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _point(x): return _Rows(None, 0) if x is None else _Rows(x.data_ptr(), x.stride(0))
+
+
+def _call(name, work, starts, *args):
+    "Run a function of the library on `args`, tensors or structures. `work`: about how many numbers it computes."
+    dtype = next(x.dtype for x in args[::-1] if torch.is_tensor(x))
     function = getattr(_library(dtype)[0], name)
-    args = [*numbers, *(None if x is None else x.data_ptr() for x in tensors)]
+    count = ctypes.c_long(len(starts) - 1)
+    args = [ctypes.c_void_p(x.data_ptr()) if torch.is_tensor(x) else x for x in (starts, *args)]
+    run = lambda i, n: function(ctypes.c_long(i), ctypes.c_long(n), count, *args)
     threads = torch.get_num_threads() if work > 2**20 else 1
-    if threads == 1: failed = function(0, 1, *args)
+    if threads == 1: failed = run(0, 1)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            failed = any(list(pool.map(lambda i: function(i, threads, *args), range(threads))))
-    if failed: raise MemoryError(f"{name}: no memory for the states of one row, with {numbers}")
-
-
-def _call_scan(name, soft, lengths, inputs, outputs):
-    u, A = inputs[0], inputs[2]
-    numbers = *u.shape, A.shape[1], soft
-    _call(name, u.dtype, u.numel() * A.shape[1], numbers, (lengths, *inputs, *outputs))
+            failed = any(list(pool.map(lambda i: run(i, threads), range(threads))))
+    if failed: raise MemoryError(f"{name}: no memory for the states of {count.value} sequences")
 
 
 class _Compiled(torch.autograd.Function):
-    "The whole operation in C. Tensors of one type, float32 or float64, on the CPU; lengths int64, at most L."
+    """The whole operation in C, on rows: u, delta, z: (T, d), B, C: (T, n), A: (n, d), D, bias: (d,), z may be None.
+
+    One type, float32 or float64, on the CPU. starts (count + 1) and lengths (count) are int64. Saves only its inputs."""
 
     @staticmethod
-    def forward(ctx, soft, lengths, u, delta, A, B, C, D, z, delta_bias):
-        inputs = [u, delta, A, B.transpose(1, 2), C.transpose(1, 2), D, z, delta_bias]
-        inputs = [None if x is None else x.contiguous() for x in inputs]
-        y = torch.empty_like(inputs[0])
-        _call_scan("scan_forward", soft, lengths, inputs, [y])
+    def structure(soft, u, delta, z, B, C, A, D, bias):
+        return _Scan(*map(_point, (u, delta, z, B, C)), A.data_ptr(), D.data_ptr(), bias.data_ptr(), *A.shape, soft)
+
+    @staticmethod
+    def forward(ctx, soft, starts, lengths, *inputs):
+        u = inputs[0]
+        y = u.new_empty(u.shape)
+        _call("scan_forward", y.numel() * len(inputs[5]), starts, lengths, _Compiled.structure(soft, *inputs), y)
         ctx.soft = soft
-        ctx.save_for_backward(lengths, *inputs)
+        ctx.save_for_backward(starts, lengths, *inputs)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        lengths, *inputs = ctx.saved_tensors
-        u, delta, A, B, C, D, z, delta_bias = inputs
-        (batch, d, L), n = u.shape, A.shape[1]
-        du, ddelta, dz = (None if x is None else torch.empty_like(x) for x in (u, delta, z))
-        dA, (dD, dbias) = u.new_zeros(batch, d, n), u.new_zeros(2, batch, d)
-        dB, dC = u.new_zeros(2, batch, -(-d // 64), L, n)
-        _call_scan("scan_backward", ctx.soft, lengths, inputs, [dy.contiguous(), du, ddelta, dA, dB, dC, dD, dz, dbias])
-        return (None, None, du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2), dC.sum(1).transpose(1, 2),
-                None if D is None else dD.sum(0), dz, None if delta_bias is None else dbias.sum(0))
+        starts, lengths, *inputs = ctx.saved_tensors
+        u, delta, z, B, C, A, D, bias = inputs
+        (T, d), n, count = u.shape, len(A), len(lengths)
+        dy = _dense_rows(dy)
+        du, ddelta, dz = (None if x is None else x.new_empty(T, d) for x in (u, delta, z))
+        dB, dC = u.new_empty(2, -(-d // 64), T, n)
+        dA, (dD, dbias) = u.new_zeros(count, n, d), u.new_zeros(2, count, d)
+        given = [u.new_empty(0) if x is None else x for x in (du, ddelta, dz, dB, dC, dA, dD, dbias)]
+        _call("scan_backward", T * d * n, starts, lengths, _Compiled.structure(ctx.soft, *inputs), _point(dy), *given)
+        return None, None, None, du, ddelta, dz, dB.sum(0), dC.sum(0), dA.sum(0), dD.sum(0), dbias.sum(0)
 
 
 def _compiled_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
-    batch, _, L = u.shape
+    batch, d, L = u.shape
     lengths = torch.full((batch,), L) if lengths is None else lengths.long().clamp(0, L).contiguous()
-    return _Compiled.apply(bool(delta_softplus), lengths, u, delta, A, B, C, D, z, delta_bias)
+    starts = torch.arange(batch + 1) * L
+    D, bias = (u.new_zeros(d) if x is None else x.contiguous() for x in (D, delta_bias))
+    rows = (None if x is None else _rows(x) for x in (u, delta, z, B, C))
+    y = _Compiled.apply(bool(delta_softplus), starts, lengths, *rows, A.t().contiguous(), D, bias)
+    return y.view(batch, L, d).transpose(1, 2)
 
 # %% ../nbs/21_scan.ipynb #e7c1e6f4
 @functools.cache
@@ -615,45 +668,39 @@ def _plain_conv(x, weight, bias, activation):
     return F.silu(y) if activation else y
 
 # %% ../nbs/21_scan.ipynb #566277cb
-def _channels_last(x):
-    "(batch, d, L) as (batch, L, d) whose channels lie side by side: `x` itself turned, where it allows that."
-    x = x.transpose(1, 2)
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
 class _CompiledConv(torch.autograd.Function):
-    "Convolution, bias and SiLU in C. x: (batch, L, d) from `_channels_last`, weight: (width, d), bias: (d,)."
+    "Convolution, bias and SiLU in C, on rows: x: (T, d), weight: (width, d), bias: (d,)."
 
     @staticmethod
-    def forward(ctx, silu, x, weight, bias):
-        (batch, L, d), width = x.shape, len(weight)
+    def structure(silu, x, weight, bias): return _Conv(_point(x), weight.data_ptr(), bias.data_ptr(), *weight.shape, silu)
+
+    @staticmethod
+    def forward(ctx, silu, starts, x, weight, bias):
         y = x.new_empty(x.shape)
-        numbers = batch, d, L, width, silu, *x.stride()[:2]
-        _call("conv_forward", x.dtype, width * x.numel(), numbers, (x, weight, bias, y))
+        _call("conv_forward", y.numel() * len(weight), starts, _CompiledConv.structure(silu, x, weight, bias), y)
         ctx.silu = silu
-        ctx.save_for_backward(x, weight, bias)
+        ctx.save_for_backward(starts, x, weight, bias)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        x, weight, bias = ctx.saved_tensors
-        (batch, L, d), width = x.shape, len(weight)
-        dy = _channels_last(dy.transpose(1, 2))
-        dx, dweight, dbias = x.new_empty(x.shape), x.new_zeros(batch, width, d), x.new_zeros(batch, d)
-        numbers = batch, d, L, width, ctx.silu, *x.stride()[:2], *dy.stride()[:2]
-        _call("conv_backward", x.dtype, width * x.numel(), numbers, (x, weight, bias, dy, dx, dweight, dbias))
-        return None, dx, dweight.sum(0), dbias.sum(0)
+        starts, x, weight, bias = ctx.saved_tensors
+        dy, count = _dense_rows(dy), len(starts) - 1
+        dx, dweight, dbias = x.new_empty(x.shape), x.new_zeros(count, *weight.shape), x.new_zeros(count, *bias.shape)
+        structure = _CompiledConv.structure(ctx.silu, x, weight, bias)
+        _call("conv_backward", dx.numel() * len(weight), starts, structure, _point(dy), dx, dweight, dbias)
+        return None, None, dx, dweight.sum(0), dbias.sum(0)
 
 
 @torch.compiler.disable
 def _compiled_conv(x, weight, bias, activation):
     if bias is None: bias = x.new_zeros(len(weight))
     with torch.autocast(x.device.type, enabled=False):
-        real = x, weight.t(), bias
-        x_real, *others = (t.to(_computed_in(x)) for t in real)
-        y = _CompiledConv.apply(activation is not None, _channels_last(x_real), *(t.contiguous() for t in others))
-        return y.transpose(1, 2).to(x.dtype)
+        rows, weight, bias = (t.to(_computed_in(x)) for t in (_rows(x), weight.t(), bias))
+        starts = torch.arange(len(x) + 1) * x.shape[2]
+        y = _CompiledConv.apply(activation is not None, starts, rows, weight.contiguous(), bias.contiguous())
+        return y.view(len(x), x.shape[2], -1).transpose(1, 2).to(x.dtype)
 
 # %% ../nbs/21_scan.ipynb #1b1f531a
 def causal_conv1d(x, weight, bias=None, activation=None):
