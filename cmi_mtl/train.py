@@ -335,7 +335,7 @@ def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
     """Groups for AdamW, by rate and weight decay (paper, recipe; the factors of FVTA and CIFR are
     ours). `lr` is the group's highest rate."""
     depths = encoder_depths(model.image_encoder) | encoder_depths(model.text_encoder)
-    spared = ("A_log", "queries", "modality", "type_embedding")
+    spared = ("A_log", "queries", "modality", "positions", "type_embedding")
     groups: dict[tuple, list] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue

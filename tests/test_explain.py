@@ -51,7 +51,7 @@ def test_all_maps_on_every_encoder(encoder, pool):
     assert explain(model, noise(), "Where is the heart?", "query_attention").grid.sum() == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("options", [{"fusion_options": {"bidirectional": True}}, {"fvta": False}, {"num_queries": 7, "qformer_layers": 3}])
+@pytest.mark.parametrize("options", [{"fusion_options": {"bidirectional": True}}, {"fvta": False}, {"num_queries": 7, "query_start": "mean", "qformer_layers": 3}])
 def test_attention_maps_whatever_the_options(options):
     model = model_with(**options)
     for method in ("hidden_attention", "gate"):

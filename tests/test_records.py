@@ -78,7 +78,7 @@ def test_record_that_no_model_can_be_built_of(runs):
     changed = lambda **fields: {**record, "model": {**record["model"], **fields}}
     for wrong, message in (({**record, "schema": 99}, "its schema is 99, this version reads 2"),
                            ({k: v for k, v in record.items() if k != "schema"}, "configuration is not recorded"),
-                           (changed(num_queries=5), "makes another one of it: weights have other names or shapes"),
+                           (changed(num_queries=9), "makes another one of it: weights have other names or shapes"),
                            (changed(forgotten_field=1), "makes another one of it: it has no forgotten_field")):
         with pytest.raises(InputError, match=message): T.model_from_record(wrong)
     with pytest.raises(InputError, match="not the vocabulary of the record"): T.model_from_record(record, ["yes", "no"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 from safetensors.torch import load_file
 
 import cmi_mtl.train as T
@@ -295,7 +296,10 @@ PROGRAM = """
 def test_two_processes_are_one_with_twice_the_batch(top, tmp_path):
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM), encoding="utf-8")
     def ran(name, processes, batch_size):
-        s = made_run.settings(top, batch_size=batch_size, learning_rate=1e-3, model_options={"dropout": 0.0})
+        # Batch normalisation, which the tiny encoder has, would take its means over a process' own share.
+        alone = AutoConfig.for_model("convnext", num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
+        options = {"dropout": 0.0, "image_encoder": alone.to_dict()}
+        s = made_run.settings(top, batch_size=batch_size, learning_rate=1e-3, model_options=options)
         given = dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=3, device="cpu", augment=0, learning_rate=1e-3,
                      batch_size=batch_size, model_options=json.dumps(s.model_options))
         launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
