@@ -294,7 +294,8 @@ def patch_reader(lead: int = 0, pool: int = 1, **options) -> CMIMTL:
     seed_everything(0)
     answers = ["yes", "no", "left", "right", "nodule", "mass"]
     words = build_tokenizer(["is there a bright patch ?", *answers])
-    config = tiny_config(answers, words, image_size=48, hidden_size=32, image_pool=pool, generator={
+    plain = dict(image_positions=False, question_attention=0, query_start="mean")
+    config = tiny_config(answers, words, image_size=48, hidden_size=32, image_pool=pool, **plain, generator={
         "num_layers": 1, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 32, "vocab_size": len(words), "pad_token_id": words.pad_token_id,
         "decoder_start_token_id": words.pad_token_id, "eos_token_id": words.sep_token_id}, **options)
     model = CMIMTL(config)
