@@ -291,7 +291,7 @@ def patch_reader(lead: int = 0, pool: int = 1, **options) -> CMIMTL:
 
     from cmi_mtl.encoders import build_tokenizer
     from cmi_mtl.model import CMIMTLProcessor, tiny_config
-    seed_everything(0)
+    seed_everything(1)
     answers = ["yes", "no", "left", "right", "nodule", "mass"]
     words = build_tokenizer(["is there a bright patch ?", *answers])
     plain = dict(image_positions=False, question_attention=0, query_start="mean")
