@@ -42,7 +42,7 @@ class GlobalPath(nn.Module):
         return seen[image_index, place]
 
     def forward(self, image: Tensor, words: Tensor, lengths: Tensor, image_index: Tensor | None = None) -> Tensor:
-        def of_rows(x): return x if image_index is None else x[image_index]   # of each picture -> of each question
+        def of_rows(x): return x if image_index is None else x[image_index]   # for each question
 
         patches = image[:, self.class_tokens:]
         v, q = of_rows(patches.mean(1)), masked_mean(words, lengths)
@@ -103,8 +103,8 @@ class AnswerGenerator(nn.Module):
         self.type_embedding = nn.Parameter(torch.randn(2, config.d_model) * 0.02)
 
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
-        "What T5's encoder reads: embeddings (B, N + L', d_model) and their additive mask, L' the longest question's length."
-        q = q[:, :int(lengths.max())]                      # these rows may be shorter than others of their batch
+        "T5's input: embeddings (B, N + longest question, d_model) and their additive mask."
+        q = q[:, :int(lengths.max())]                      # others of the batch may be longer
         x = self.project(torch.cat([v, q], dim=1).float()) + (types.float() @ self.type_embedding)[:, None]
         mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
