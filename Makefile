@@ -22,7 +22,8 @@ export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSI
 
 help:
 	@echo 'make run                    train on the phantom data, score, show the result (under 10 minutes)'
-	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also VARIANT=pooled, SEED=1'
+	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also SEED=1, VARIANT=pooled'
+	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/33_train.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make ask                    serve the page that answers questions about pictures'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'OLDER', 'digest', 'group_numbers', 'without_names',
-           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'is_older',
-           'results_table', 'main']
+           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'paired_difference',
+           'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table', 'main']
 
 # %% ../nbs/42_tables.ipynb #9487398d
 import argparse, hashlib, json, sys
@@ -135,7 +135,9 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
 
 
 def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
-    "Published records by file name, in alphabetical order."
+    """Published records by file name, in alphabetical order. Raises `InputError` where there is no such folder."""
+    if not Path(records).is_dir():
+        raise InputError(Problem(str(records), "is no folder", "Name the folder of the published records"))
     return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(records).glob("*.json"))}
 
 # %% ../nbs/42_tables.ipynb #3f2be235
@@ -161,6 +163,45 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if k.startswith(only) and (k not in a or k not in b or a[k] != b[k]))
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
+def _asked(record: dict) -> list[tuple]:
+    return list(zip(record["per_question"]["qid"], record["per_question"]["image"]))
+
+
+def paired_difference(runs: list[dict], others: list[dict],
+                      key: str = "correct") -> tuple[float, float, float]:
+    """How far `runs` are ahead of `others`, in points: mean, low, high of a 95 % interval.
+
+    Both are published records, of which `settings.seed` and the columns `qid`, `image` and `key` of
+    `per_question` are read. Raises `InputError` where the two share no seed, were scored on
+    different questions, or have no column `key`."""
+    of_seed = lambda side: {r["settings"]["seed"]: r for r in side}
+    ones, twos = of_seed(runs), of_seed(others)
+    seeds = sorted(ones.keys() & twos.keys())
+    if not seeds:
+        raise InputError(Problem(f"seeds {sorted(ones)} and {sorted(twos)}", "none in common",
+                                 "Publish runs of the same seeds"))
+    pairs = [(ones[s], twos[s]) for s in seeds]
+    first = pairs[0][0]
+    for s, r in ((s, r) for s, pair in zip(seeds, pairs) for r in pair):
+        where = f"seed {s} of {r['settings'].get('variant')}"
+        if _asked(r) != _asked(first):
+            raise InputError(Problem(where, "other test questions", "Publish runs on the same data"))
+        if key not in r["per_question"]:
+            raise InputError(Problem(where, f"{key} was not measured", "Compare another column"))
+    column = lambda r: np.array(r["per_question"][key], dtype=float)
+    gains = 100 * np.stack([column(one) - column(two) for one, two in pairs])
+    return float(gains.mean()), *cluster_bootstrap(gains, first["per_question"]["image"])
+
+
+def format_difference(mean: float, low: float, high: float) -> str:
+    """A difference in points as a person reads it: +1.2 (0.3 to 2.1), ahead.
+
+    It says "ahead" or "behind" only where the interval, as printed, leaves out 0."""
+    mean, low, high = (round(x, 1) + 0.0 for x in (mean, low, high))        # + 0.0: no "-0.0"
+    word = ", ahead" if low > 0 else ", behind" if high < 0 else ""
+    return f"{mean:+.1f} ({low:.1f} to {high:.1f}){word}"
+
+# %% ../nbs/42_tables.ipynb #2806ce43
 OLDER = ("{} are of earlier versions, which trained in another way or do not say the "
          "configuration of their models. The lines are not averaged, and not to be compared with each "
          "other or with later runs.")
@@ -171,19 +212,29 @@ def is_older(record: dict) -> bool:
     return record.get("schema", 0) < RECORD_SCHEMA
 
 
+def by_variant(records: dict[str, dict]) -> dict[tuple[str, str], dict[str, dict]]:
+    """Records that are not older, by data set and variant, then by file name.
+
+    Raises `InputError` for a record of a later schema, and where two seeds of a variant are of
+    different configurations or were scored on different questions."""
+    groups: dict[tuple, dict] = {}
+    for name, r in records.items():
+        if is_older(r): continue
+        check_schema(r, name)
+        groups.setdefault((r["settings"]["dataset"], r["settings"]["variant"]), {})[name] = r
+    for runs in groups.values(): _same_runs(runs)
+    return groups
+
+
 def results_table(records: dict[str, dict]) -> str:
     """Markdown: open, closed and overall accuracy on the test split, with intervals, for each data set
-    and variant; below that the records that are older, each on its own.
+    and variant, and the difference to `pooled`; below that the records that are older, each on its
+    own. Empty where there are no records.
 
     Raises `InputError` for a record of a later schema, and where two seeds of a variant are of
     different configurations or were scored on different questions."""
     older = {name: r for name, r in records.items() if is_older(r)}
-    groups: dict[tuple, dict] = {}
-    for name, r in records.items():
-        if name in older: continue
-        check_schema(r, name)
-        groups.setdefault((r["settings"]["dataset"], r["settings"]["variant"]), {})[name] = r
-    for runs in groups.values(): _same_runs(runs)
+    groups = by_variant(records)
     parts = [_compared(groups)] if groups else []
     if older: parts.append(_older(older, alone=not groups))
     return "\n\n".join(parts)
@@ -192,18 +243,18 @@ def results_table(records: dict[str, dict]) -> str:
 def _same_runs(runs: dict[str, dict]):
     "Raises `InputError` unless all these seeds are of one configuration and were scored on the same questions about the same pictures."
     (first, a), *others = runs.items()
-    asked = lambda r: list(zip(r["per_question"]["qid"], r["per_question"]["image"]))
     for name, b in others:
         if odd := differences(a, b):
             values = "; ".join(f"{k} is {configuration(b).get(k)!r}, there {configuration(a).get(k)!r}" for k in odd)
             raise InputError(Problem(name, f"another configuration than in {first}: {values}",
                                      "Make it a variant (a row of VARIANTS), or run all seeds alike"))
-        if asked(b) != asked(a): raise InputError(Problem(name, f"other test questions than in {first}", "Publish runs on the same data"))
+        if _asked(b) != _asked(a): raise InputError(Problem(name, f"other test questions than in {first}", "Publish runs on the same data"))
 
 
 def _compared(groups: dict[tuple, dict]) -> str:
     "The table of records that say of which model they are, and notes on models that differ between data sets."
-    lines = ["| data set | model | open | closed | overall | validation | questions | seeds |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| data set | model | open | closed | overall | against pooled | validation | questions | seeds |",
+             "|---|---|---|---|---|---|---|---|---|"]
     first, notes = {}, []
     for (dataset, variant), named in groups.items():
         runs = list(named.values())
@@ -211,20 +262,35 @@ def _compared(groups: dict[tuple, dict]) -> str:
         there, other = first.setdefault(key, (dataset, runs[0]))
         odd = differences(other, runs[0], "model.")
         if odd: notes.append(f"† {dataset}, {variant}: another model than on {there}; they differ in {', '.join(odd)}.")
-        lines += _variant_lines(dataset, variant + (" †" if odd else ""), runs)
+        against, note = _against_pooled(groups, dataset, variant)
+        notes += note
+        lines += _variant_lines(dataset, variant + (" †" if odd else ""), runs, against)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
-def _variant_lines(dataset: str, variant: str, runs: list[dict]) -> list[str]:
+def _against_pooled(groups: dict[tuple, dict], dataset: str, variant: str) -> tuple[str, list[str]]:
+    "The cell that compares a variant with `pooled`, and a note where the two were trained differently."
+    if variant == "pooled": return "", []
+    runs, pooled = (list(groups.get((dataset, v), {}).values()) for v in (variant, "pooled"))
+    if not pooled: return "not run", []
+    if not {r["settings"]["seed"] for r in runs} & {r["settings"]["seed"] for r in pooled}:
+        return "no seed in common", []
+    cell = format_difference(*paired_difference(runs, pooled))
+    odd = [k for k in differences(pooled[0], runs[0], "settings.") if k != "settings.variant"]
+    if not odd: return cell, []
+    return f"{cell} ‡", [f"‡ {dataset}, {variant}: trained in another way than pooled; they differ in {', '.join(odd)}."]
+
+
+def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -> list[str]:
     held_out = [r["validation"] for r in runs if r["validation"] is not None]
     accuracy = [scores["overall"]["accuracy"] for scores in held_out]
     validation = _mean(accuracy) if accuracy else "none"
     cells = lambda key: [_cell(runs, key, part) for part in PARTS]
-    lines = [_line(dataset, f"{variant}, classifier", cells("correct"), validation, runs)]
+    lines = [_line(dataset, f"{variant}, classifier", cells("correct"), against, validation, runs)]
     if all("test_generated" in r for r in runs):
-        lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", runs))
+        lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", "", runs))
     for name, scores in runs[0].get("baselines", {}).items():
-        lines.append(_line(dataset, name.replace("_", " "), [_interval(scores[part]) for part in PARTS], "", runs[:1]))
+        lines.append(_line(dataset, name.replace("_", " "), [_interval(scores[part]) for part in PARTS], "", "", runs[:1]))
     return lines
 
 
@@ -255,8 +321,26 @@ def _cell(runs: list[dict], key: str, part: str) -> str:
     return f"{_mean(list(correct.mean(1)))} ({low:.1f} to {high:.1f})"
 
 
-def _line(dataset: str, model: str, cells: list[str], validation: str, runs: list[dict]) -> str:
-    return f"| {dataset} | {model} | {' | '.join(cells)} | {validation} | {len(runs[0]['per_question']['qid'])} | {len(runs)} |"
+def _line(dataset: str, model: str, cells: list[str], against: str, validation: str, runs: list[dict]) -> str:
+    return f"| {dataset} | {model} | {' | '.join(cells)} | {against} | {validation} | {len(runs[0]['per_question']['qid'])} | {len(runs)} |"
+
+# %% ../nbs/42_tables.ipynb #b5cf396b
+def kinds_table(record: dict) -> str:
+    """Markdown: for each kind of question in a record's `beyond_the_view` the accuracy, that of the
+    usual answer by wording and view, in percent, and the difference in points with its interval.
+
+    Raises `InputError` where the record has no `beyond_the_view`."""
+    if not record.get("beyond_the_view"):
+        raise InputError(Problem("beyond_the_view", "is not in the record",
+                                 "Publish a run of experiments/train, which compares kinds"))
+    lines = ["| kind of question | questions | accuracy | usual answer by wording and view | difference |",
+             "|---|---|---|---|---|"]
+    for kind, r in record["beyond_the_view"].items():
+        usual = r["accuracy"] - r["difference"]
+        gain = format_difference(r["difference"], r["low"], r["high"])
+        name = kind.removeprefix("question_type: ")
+        lines.append(f"| {name} | {r['questions']} | {r['accuracy']:.1f} | {usual:.1f} | {gain} |")
+    return "\n".join(lines)
 
 # %% ../nbs/42_tables.ipynb #0625eecc
 def main(argv: list[str] | None = None) -> int:

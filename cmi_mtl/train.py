@@ -110,8 +110,14 @@ DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": VQA_RAD, "vqa_rad_
                    "slake": dict(preset="compact", epochs=40)}
 VARIANTS = {
     "cmi_mtl": {},
-    "cmi_mtl_paper": dict(global_path=False),
+    "no_fvta": dict(fvta=False),
+    "no_cifr": dict(cifr=False),
+    "no_ffae": dict(ffae=False),
+    "only_fvta": dict(cifr=False, ffae=False),
+    "only_cifr": dict(fvta=False, ffae=False),
+    "only_ffae": dict(fvta=False, cifr=False),
     "pooled": dict(fvta=False, cifr=False, ffae=False),
+    "cmi_mtl_paper": dict(global_path=False),
 }
 
 

@@ -319,7 +319,7 @@ SETTINGS = [
     (dict(fvta_factor=0), ("fvta_factor=0", "a number above 0")),
     (dict(cifr_factor=-1), ("cifr_factor=-1",)), (dict(anneal="step"), ("anneal='step'", "'cos' or 'linear'")),
     (dict(train_on="test"), ("train_on='test'", "'train' or 'train+validation'")),
-    (dict(variant="no_cifr"), ("variant='no_cifr'", "one of cmi_mtl, cmi_mtl_paper, pooled")),
+    (dict(variant="no_such"), ("variant='no_such'", "one of cmi_mtl, no_fvta", "cmi_mtl_paper")),
     (dict(refit=True), ("setting 'refit'", "unknown")),
     (dict(weight_decay=-1), ("weight_decay=-1",)),
     (dict(warmup=3), ("warmup=3",)), (dict(clip=0), ("clip=0", "a number above 0")), (dict(num_beams=0), ("num_beams=0",)),
