@@ -32,8 +32,8 @@ def resample_matrix(source: Tensor, target: Tensor, width: int, height: int) -> 
 class SelectiveBranch(nn.Module):
     """LayerNorm, in_proj, causal convolution, SiLU, selective scan (Gu & Dao 2023, section 3).
 
-    `rows(x (T, d), lengths (count,))` -> y, z, both (T, E) with E = expand * d: sequences one below the other.
-    `forward(x (B, L, d), lengths (B,) or None)` -> y, z, both (B, L, E), zero past a sequence's length.
+    `rows(x (T, d), lengths (count,))` -> y, z, both (T, E), E = expand * d: sequences one below the
+    other. `forward(x (B, L, d), lengths (B,) or None)` -> y, z, both (B, L, E), zero past a length.
     `bidirectional` adds the same scan over the reversed sequence."""
     def __init__(self, d: int, d_state: int = 16, expand: int = 2, d_conv: int = 4, bidirectional: bool = False):
         super().__init__()
@@ -61,7 +61,8 @@ class SelectiveBranch(nn.Module):
         y = self.scan(u, lengths)
         if self.bidirectional:
             ends = lengths.cumsum(0)
-            back = (2 * ends - lengths - 1).repeat_interleave(lengths) - torch.arange(len(x), device=x.device)
+            both = (2 * ends - lengths - 1).repeat_interleave(lengths)     # first row + last row
+            back = both - torch.arange(len(x), device=x.device)
             y = y + self.scan(u[back], lengths)[back]
         return y, z
 
@@ -107,9 +108,9 @@ class CrossMambaBlock(nn.Module):
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         (B, N, _), L = v.shape, q.shape[1]
         full = torch.full_like(lengths, N)
-        words = torch.arange(L, device=q.device) < lengths[:, None]          # all that is no padding
+        words = torch.arange(L, device=q.device) < lengths[:, None]    # no padding
         x = torch.cat([v.flatten(0, 1), q[words]])
-        y, z = self.branch.rows(x, torch.cat([full, lengths]))               # both sequences in one go
+        y, z = self.branch.rows(x, torch.cat([full, lengths]))         # both in one go
         y_v, z_v = (t[:B * N].unflatten(0, (B, N)) for t in (y, z))
         y_q, z_q = (fill_rows(t[B * N:], words) for t in (y, z))
         to_v = resample_matrix(lengths, full, L, N).to(v.dtype)

@@ -31,16 +31,24 @@ class GlobalPath(nn.Module):
         self.width = d * (3 + class_tokens + bool(heads))
         self.norm = nn.LayerNorm(self.width)
 
+    def attend(self, q: Tensor, patches: Tensor, image_index: Tensor | None) -> Tensor:
+        "What questions (B, d) see of patches (P, N, d): (B, d). A picture's go side by side: it is projected once."
+        if image_index is None: image_index = torch.arange(len(q), device=q.device)
+        asked = F.one_hot(image_index, len(patches)).cumsum(0)              # of each picture so far
+        place = asked.gather(1, image_index[:, None])[:, 0] - 1
+        side_by_side = q.new_zeros(len(patches), int(asked[-1].max()), q.shape[1])
+        side_by_side[image_index, place] = q
+        seen, _ = self.attention(side_by_side, patches, patches, need_weights=False)
+        return seen[image_index, place]
+
     def forward(self, image: Tensor, words: Tensor, lengths: Tensor, image_index: Tensor | None = None) -> Tensor:
-        def of_rows(x): return x if image_index is None else x[image_index]   # of each picture -> of each question
+        def of_rows(x): return x if image_index is None else x[image_index]   # for each question
 
         patches = image[:, self.class_tokens:]
         v, q = of_rows(patches.mean(1)), masked_mean(words, lengths)
         parts = [*of_rows(image[:, :self.class_tokens]).unbind(1), v, q, v * q]
         if self.attention is not None:
-            patches = of_rows(patches)
-            seen, _ = self.attention(q[:, None], patches, patches, need_weights=False)
-            parts.append(seen[:, 0])
+            parts.append(self.attend(q, patches, image_index))
         return self.norm(torch.cat(parts, dim=-1))
 
 # %% ../nbs/24_ffae.ipynb #50c7963c
@@ -95,8 +103,8 @@ class AnswerGenerator(nn.Module):
         self.type_embedding = nn.Parameter(torch.randn(2, config.d_model) * 0.02)
 
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
-        "What T5's encoder reads: embeddings (B, N + L', d_model) and their additive mask, L' the longest question's length."
-        q = q[:, :int(lengths.max())]                      # these rows may be shorter than others of their batch
+        "T5's input: embeddings (B, N + longest question, d_model) and their additive mask."
+        q = q[:, :int(lengths.max())]                      # others of the batch may be longer
         x = self.project(torch.cat([v, q], dim=1).float()) + (types.float() @ self.type_embedding)[:, None]
         mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}

@@ -108,6 +108,7 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
     return CMIMTLConfig(**{**dict(image_encoder=tiny_image_config().to_dict(), text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
                                   answers=answers, hidden_size=96, image_size=96, image_positions=True, max_question_length=24,
                                   question_attention=4, num_queries=16, query_start="grid", qformer_heads=4,
+                                  fusion_options={"expand": 1},
                                   projection_size=64, classifier_loss="ce", generator=t5), **overrides})
 
 # %% ../nbs/25_model.ipynb #b8452a64

@@ -237,13 +237,17 @@ _C_RECURRENCE = r"""
 enum { BLOCK = 64 };                                   /* channels that are worked on at once */
 typedef struct { const real *at; long step; } rows;    /* step: numbers from one row to the next */
 
-INLINE rows from(rows x, long row, long column) { return (rows){x.at ? x.at + row * x.step + column : 0, x.step}; }
+INLINE rows from(rows x, long row, long column) {
+    return (rows){x.at ? x.at + row * x.step + column : 0, x.step};
+}
 
 /* What a scan is made of. A: (n, dim), D and bias: (dim). */
 typedef struct { rows u, delta, z, B, C; const real *A, *D, *bias; long n, dim, soft; } scan;
 
-/* m channels over len positions. With keep, states[t] holds h before position t, dt[t] the step, decay[t] exp(dt_t A). */
-INLINE void sweep(long m, long len, long keep, scan s, real *states, real *decay, real *dt, real *y) {
+/* m channels over len positions. With keep, states[t] holds h before position t, dt[t] the step
+   there, decay[t] exp(dt_t A). */
+INLINE void sweep(long m, long len, long keep, scan s, real *states, real *decay, real *dt,
+                  real *y) {
     memset(states, 0, s.n * BLOCK * sizeof(real));
     for (long t = 0; t < len; t++) {
         const real *u = s.u.at + t * s.u.step, *delta = s.delta.at + t * s.delta.step;
@@ -257,7 +261,8 @@ INLINE void sweep(long m, long len, long keep, scan s, real *states, real *decay
         for (long i = 0; i < s.n; i++) {
             const real *A = s.A + i * s.dim, *h = states + (keep * t * s.n + i) * BLOCK;
             const real B = s.B.at[t * s.B.step + i], C = s.C.at[t * s.C.step + i];
-            real *next = states + (keep * (t + 1) * s.n + i) * BLOCK, *kept = decay + (keep * t * s.n + i) * BLOCK;
+            real *next = states + (keep * (t + 1) * s.n + i) * BLOCK;
+            real *kept = decay + (keep * t * s.n + i) * BLOCK;
             SIMD for (long c = 0; c < m; c++) {
                 real a = exponential(step[c] * A[c]), state = a * h[c] + in[c] * B;
                 if (keep) kept[c] = a;
@@ -269,9 +274,10 @@ INLINE void sweep(long m, long len, long keep, scan s, real *states, real *decay
     }
 }
 
-/* From dy (len, BLOCK) to the gradients. Sets rows of du, ddelta, dB and dC; adds to dA, dD and dbias. */
-INLINE void sweep_back(long m, long len, scan s, const real *states, const real *decay, const real *dt, const real *dy,
-                       real *g, real *du, real *ddelta, real *dB, real *dC, real *dA, real *dD, real *dbias) {
+/* From dy (len, BLOCK) to the gradients. Sets rows of du, ddelta, dB, dC; adds to dA, dD, dbias. */
+INLINE void sweep_back(long m, long len, scan s, const real *states, const real *decay,
+                       const real *dt, const real *dy, real *g, real *du, real *ddelta, real *dB,
+                       real *dC, real *dA, real *dD, real *dbias) {
     memset(g, 0, s.n * BLOCK * sizeof(real));
     for (long t = len - 1; t >= 0; t--) {
         const real *u = s.u.at + t * s.u.step, *delta = s.delta.at + t * s.delta.step;
@@ -308,27 +314,32 @@ INLINE void sweep_back(long m, long len, scan s, const real *states, const real 
 }
 
 /* The usual 64 channels are a constant for the compiler, fewer are a variable. */
-#define FOR_M(call) do { if (m == BLOCK) { enum { M = BLOCK }; call; } else { const long M = m; call; } } while (0)
+#define FOR_M(call) do { \
+    if (m == BLOCK) { enum { M = BLOCK }; call; } \
+    else { const long M = m; call; } \
+} while (0)
 """
 
 # %% ../nbs/21_scan.ipynb #b72fbe0e
 _C_SCAN = r"""
 static scan part(scan s, long row, long c) {
-    return (scan){from(s.u, row, c), from(s.delta, row, c), from(s.z, row, c), from(s.B, row, 0), from(s.C, row, 0),
-                  s.A + c, s.D + c, s.bias + c, s.n, s.dim, s.soft};
+    return (scan){from(s.u, row, c), from(s.delta, row, c), from(s.z, row, c), from(s.B, row, 0),
+                  from(s.C, row, 0), s.A + c, s.D + c, s.bias + c, s.n, s.dim, s.soft};
 }
 
 static void zero(real *x, long width, long m, long first, long last) {
     for (long t = first; t < last; t++) memset(x + t * width, 0, m * sizeof(real));
 }
 
-/* Units first, first + stride, ... Without a gate z.at is null. Returns 1 when there is no memory. */
-int scan_forward(long first, long stride, long count, const int64_t *starts, const int64_t *lengths, scan s, real *y) {
+/* Units first, first + stride, ... Without a gate z.at is null. Returns 1 without memory. */
+int scan_forward(long first, long stride, long count, const int64_t *starts, const int64_t *lengths,
+                 scan s, real *y) {
     long blocks = (s.dim + BLOCK - 1) / BLOCK;
     real *states = malloc((s.n + 1) * BLOCK * sizeof(real)), *dt = states + s.n * BLOCK;
     if (!states) return 1;
     for (long unit = first; unit < count * blocks; unit += stride) {
-        long b = unit / blocks, c = unit % blocks * BLOCK, m = s.dim - c < BLOCK ? s.dim - c : BLOCK;
+        long b = unit / blocks, c = unit % blocks * BLOCK;
+        long m = s.dim - c < BLOCK ? s.dim - c : BLOCK;
         long start = starts[b], len = lengths[b];
         real *out = y + start * s.dim + c;
         scan here = part(s, start, c);
@@ -345,8 +356,9 @@ int scan_forward(long first, long stride, long count, const int64_t *starts, con
 }
 
 /* dB, dC: (blocks, rows, n). dA: (count, n, dim), dD and dbias: (count, dim), zeros on entry. */
-int scan_backward(long first, long stride, long count, const int64_t *starts, const int64_t *lengths, scan s, rows dout,
-                  real *du, real *ddelta, real *dz, real *dB, real *dC, real *dA, real *dD, real *dbias) {
+int scan_backward(long first, long stride, long count, const int64_t *starts,
+                  const int64_t *lengths, scan s, rows dout, real *du, real *ddelta, real *dz,
+                  real *dB, real *dC, real *dA, real *dD, real *dbias) {
     long blocks = (s.dim + BLOCK - 1) / BLOCK, longest = 0, n = s.n, dim = s.dim;
     for (long b = 0; b < count; b++) longest = lengths[b] > longest ? lengths[b] : longest;
     real *states = malloc((2 * (longest + 1) * n + 2 * longest) * BLOCK * sizeof(real));
@@ -355,13 +367,15 @@ int scan_backward(long first, long stride, long count, const int64_t *starts, co
     real *dt = g + n * BLOCK, *dy = dt + longest * BLOCK;
     for (long unit = first; unit < count * blocks; unit += stride) {
         long b = unit / blocks, c = unit % blocks * BLOCK, m = dim - c < BLOCK ? dim - c : BLOCK;
-        long start = starts[b], len = lengths[b], room = starts[b + 1] - start, at = start * dim + c;
+        long start = starts[b], len = lengths[b];
+        long room = starts[b + 1] - start, at = start * dim + c;
         long sums = (unit % blocks * starts[count] + start) * n;
         scan here = part(s, start, c);
         rows up = from(dout, start, c);
-        FOR_M(sweep(M, len, 1, here, states, decay, dt, du + at));                /* du holds the output for now */
+        FOR_M(sweep(M, len, 1, here, states, decay, dt, du + at));   /* du holds y for now */
         for (long t = 0; t < len; t++) {
-            const real *d = up.at + t * up.step, *z = here.z.at + t * s.z.step, *y = du + at + t * dim;
+            const real *d = up.at + t * up.step, *z = here.z.at + t * s.z.step;
+            const real *y = du + at + t * dim;
             if (!s.z.at) { memcpy(dy + t * BLOCK, d, m * sizeof(real)); continue; }
             SIMD for (long c = 0; c < m; c++) {
                 real gate = sigmoid(z[c]);
@@ -369,8 +383,8 @@ int scan_backward(long first, long stride, long count, const int64_t *starts, co
                 dy[t * BLOCK + c] = d[c] * z[c] * gate;
             }
         }
-        FOR_M(sweep_back(M, len, here, states, decay, dt, dy, g, du + at, ddelta + at, dB + sums, dC + sums,
-                         dA + b * n * dim + c, dD + b * dim + c, dbias + b * dim + c));
+        FOR_M(sweep_back(M, len, here, states, decay, dt, dy, g, du + at, ddelta + at, dB + sums,
+                         dC + sums, dA + b * n * dim + c, dD + b * dim + c, dbias + b * dim + c));
         zero(du + at, dim, m, len, room);
         zero(ddelta + at, dim, m, len, room);
         if (s.z.at) zero(dz + at, dim, m, len, room);
@@ -406,14 +420,17 @@ INLINE void convolve_all(long m, long len, conv v, real *y) {
 }
 
 /* From dy to dx; adds to dweight and dbias. */
-INLINE void convolve_back(long m, long len, conv v, rows dy, real *restrict dx, real *restrict dweight,
-                          real *restrict dbias) {
+INLINE void convolve_back(long m, long len, conv v, rows dy, real *restrict dx,
+                          real *restrict dweight, real *restrict dbias) {
     real up[BLOCK], sum[BLOCK];
     for (long t = 0; t < len; t++) {
         memcpy(up, dy.at + t * dy.step, m * sizeof(real));
         if (v.silu) {
             convolve(m, t, v, sum);
-            SIMD for (long c = 0; c < m; c++) { real s = sigmoid(sum[c]); up[c] *= s * (1 + sum[c] * (1 - s)); }
+            SIMD for (long c = 0; c < m; c++) {
+                real s = sigmoid(sum[c]);
+                up[c] *= s * (1 + sum[c] * (1 - s));
+            }
         }
         SIMD for (long c = 0; c < m; c++) { dbias[c] += up[c]; dx[t * v.dim + c] = 0; }
         for (long k = t < v.width - 1 ? v.width - 1 - t : 0; k < v.width; k++) {
@@ -431,7 +448,8 @@ static conv conv_part(conv v, long row, long c) {
 int conv_forward(long first, long stride, long count, const int64_t *starts, conv v, real *y) {
     long blocks = (v.dim + BLOCK - 1) / BLOCK;
     for (long unit = first; unit < count * blocks; unit += stride) {
-        long b = unit / blocks, c = unit % blocks * BLOCK, m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
+        long b = unit / blocks, c = unit % blocks * BLOCK;
+        long m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
         long start = starts[b], len = starts[b + 1] - start;
         FOR_M(convolve_all(M, len, conv_part(v, start, c), y + start * v.dim + c));
     }
@@ -439,14 +457,16 @@ int conv_forward(long first, long stride, long count, const int64_t *starts, con
 }
 
 /* dweight: (count, width, dim) and dbias: (count, dim), zeros on entry. */
-int conv_backward(long first, long stride, long count, const int64_t *starts, conv v, rows dy, real *dx, real *dweight,
-                  real *dbias) {
+int conv_backward(long first, long stride, long count, const int64_t *starts, conv v, rows dy,
+                  real *dx, real *dweight, real *dbias) {
     long blocks = (v.dim + BLOCK - 1) / BLOCK;
     for (long unit = first; unit < count * blocks; unit += stride) {
-        long b = unit / blocks, c = unit % blocks * BLOCK, m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
+        long b = unit / blocks, c = unit % blocks * BLOCK;
+        long m = v.dim - c < BLOCK ? v.dim - c : BLOCK;
         long start = starts[b], len = starts[b + 1] - start;
-        FOR_M(convolve_back(M, len, conv_part(v, start, c), from(dy, start, c), dx + start * v.dim + c,
-                            dweight + b * v.width * v.dim + c, dbias + b * v.dim + c));
+        FOR_M(convolve_back(M, len, conv_part(v, start, c), from(dy, start, c),
+                            dx + start * v.dim + c, dweight + b * v.width * v.dim + c,
+                            dbias + b * v.dim + c));
     }
     return 0;
 }
@@ -499,7 +519,8 @@ class _Rows(ctypes.Structure):
 
 
 class _Scan(ctypes.Structure):
-    _fields_ = [*((k, _Rows) for k in ("u", "delta", "z", "B", "C")), *((k, ctypes.c_void_p) for k in ("A", "D", "bias")),
+    _fields_ = [*((k, _Rows) for k in ("u", "delta", "z", "B", "C")),
+                *((k, ctypes.c_void_p) for k in ("A", "D", "bias")),
                 *((k, ctypes.c_long) for k in ("n", "dim", "soft"))]
 
 
@@ -509,7 +530,7 @@ class _Conv(ctypes.Structure):
 
 
 def _rows(x):
-    "(batch, d, L) as rows (batch L, d), the channels of each side by side: a view where the layout allows it."
+    "(batch, d, L) as rows (batch L, d), channels side by side: a view where the layout allows it."
     return _dense_rows(x.transpose(1, 2).flatten(0, 1))
 
 
@@ -520,7 +541,7 @@ def _point(x): return _Rows(None, 0) if x is None else _Rows(x.data_ptr(), x.str
 
 
 def _call(name, work, starts, *args):
-    "Run a function of the library on `args`, tensors or structures. `work`: about how many numbers it computes."
+    "Run a function of the library on tensors or structures. `work`: how many numbers it computes."
     dtype = next(x.dtype for x in args[::-1] if torch.is_tensor(x))
     function = getattr(_library(dtype)[0], name)
     count = ctypes.c_long(len(starts) - 1)
@@ -535,19 +556,22 @@ def _call(name, work, starts, *args):
 
 
 class _Compiled(torch.autograd.Function):
-    """The whole operation in C, on rows: u, delta, z: (T, d), B, C: (T, n), A: (n, d), D, bias: (d,), z may be None.
+    """The whole operation in C, on rows.
 
-    One type, float32 or float64, on the CPU. starts (count + 1) and lengths (count) are int64. Saves only its inputs."""
+    u, delta, z (or None): (T, d). B, C: (T, n). A: (n, d). D, bias: (d,). starts (count + 1) and
+    lengths (count): int64. The others are of one type, float32 or float64. It saves its inputs."""
 
     @staticmethod
     def structure(soft, u, delta, z, B, C, A, D, bias):
-        return _Scan(*map(_point, (u, delta, z, B, C)), A.data_ptr(), D.data_ptr(), bias.data_ptr(), *A.shape, soft)
+        whole = (x.data_ptr() for x in (A, D, bias))
+        return _Scan(*map(_point, (u, delta, z, B, C)), *whole, *A.shape, soft)
 
     @staticmethod
     def forward(ctx, soft, starts, lengths, *inputs):
         u = inputs[0]
         y = u.new_empty(u.shape)
-        _call("scan_forward", y.numel() * len(inputs[5]), starts, lengths, _Compiled.structure(soft, *inputs), y)
+        structure = _Compiled.structure(soft, *inputs)
+        _call("scan_forward", y.numel() * structure.n, starts, lengths, structure, y)
         ctx.soft = soft
         ctx.save_for_backward(starts, lengths, *inputs)
         return y
@@ -562,9 +586,10 @@ class _Compiled(torch.autograd.Function):
         du, ddelta, dz = (None if x is None else x.new_empty(T, d) for x in (u, delta, z))
         dB, dC = u.new_empty(2, -(-d // 64), T, n)
         dA, (dD, dbias) = u.new_zeros(count, n, d), u.new_zeros(2, count, d)
-        given = [u.new_empty(0) if x is None else x for x in (du, ddelta, dz, dB, dC, dA, dD, dbias)]
-        _call("scan_backward", T * d * n, starts, lengths, _Compiled.structure(ctx.soft, *inputs), _point(dy), *given)
-        return None, None, None, du, ddelta, dz, dB.sum(0), dC.sum(0), dA.sum(0), dD.sum(0), dbias.sum(0)
+        structure = _Compiled.structure(ctx.soft, *inputs)
+        outputs = du, ddelta, u.new_empty(0) if dz is None else dz, dB, dC, dA, dD, dbias
+        _call("scan_backward", T * d * n, starts, lengths, structure, _point(dy), *outputs)
+        return None, None, None, du, ddelta, dz, *(x.sum(0) for x in (dB, dC, dA, dD, dbias))
 
 
 def _compiled_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
@@ -665,7 +690,8 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
 # %% ../nbs/21_scan.ipynb #d058b7cd
 def _plain_conv(x, weight, bias, activation):
     "In plain torch: for reading, for testing, and where there is nothing better."
-    y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])[..., :x.shape[2]]
+    y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
+    y = y[..., :x.shape[2]]
     return F.silu(y) if activation else y
 
 # %% ../nbs/21_scan.ipynb #566277cb
@@ -673,12 +699,14 @@ class _CompiledConv(torch.autograd.Function):
     "Convolution, bias and SiLU in C, on rows: x: (T, d), weight: (width, d), bias: (d,)."
 
     @staticmethod
-    def structure(silu, x, weight, bias): return _Conv(_point(x), weight.data_ptr(), bias.data_ptr(), *weight.shape, silu)
+    def structure(silu, x, weight, bias):
+        return _Conv(_point(x), weight.data_ptr(), bias.data_ptr(), *weight.shape, silu)
 
     @staticmethod
     def forward(ctx, silu, starts, x, weight, bias):
         y = x.new_empty(x.shape)
-        _call("conv_forward", y.numel() * len(weight), starts, _CompiledConv.structure(silu, x, weight, bias), y)
+        structure = _CompiledConv.structure(silu, x, weight, bias)
+        _call("conv_forward", y.numel() * len(weight), starts, structure, y)
         ctx.silu = silu
         ctx.save_for_backward(starts, x, weight, bias)
         return y
@@ -688,9 +716,11 @@ class _CompiledConv(torch.autograd.Function):
     def backward(ctx, dy):
         starts, x, weight, bias = ctx.saved_tensors
         dy, count = _dense_rows(dy), len(starts) - 1
-        dx, dweight, dbias = x.new_empty(x.shape), x.new_zeros(count, *weight.shape), x.new_zeros(count, *bias.shape)
+        dx = x.new_empty(x.shape)
+        dweight, dbias = (x.new_zeros(count, *p.shape) for p in (weight, bias))
         structure = _CompiledConv.structure(ctx.silu, x, weight, bias)
-        _call("conv_backward", dx.numel() * len(weight), starts, structure, _point(dy), dx, dweight, dbias)
+        outputs = dx, dweight, dbias
+        _call("conv_backward", dx.numel() * len(weight), starts, structure, _point(dy), *outputs)
         return None, None, dx, dweight.sum(0), dbias.sum(0)
 
 
@@ -712,9 +742,10 @@ def _compiled_conv(x, weight, bias, activation):
 def causal_conv1d(x, weight, bias=None, activation=None):
     """Depthwise causal convolution: y_t = bias + sum_k weight[:, k] x_(t - width + 1 + k), with zeros before position 0.
 
-    x: (batch, d, L), weight: (d, width), bias: (d,) or None, activation: None or "silu". Returns (batch, d, L). On CUDA the
-    package causal_conv1d computes it when installed (width 2 to 4), on a CPU the compiled library where there is a compiler
-    (float16 and bfloat16 in float32), else torch. Raises `InputError` for another activation."""
+    x: (batch, d, L), weight: (d, width), bias: (d,) or None, activation: None or "silu". Returns
+    (batch, d, L). On CUDA the package causal_conv1d computes it when installed (width 2 to 4), on a
+    CPU the compiled library where there is one (float16 and bfloat16 in float32), else torch.
+    Raises `InputError` for another activation."""
     if activation not in (None, "silu"):
         raise InputError(Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'"))
     if scan_path(x) == "compiled": return _compiled_conv(x, weight, bias, activation)
@@ -728,7 +759,7 @@ def causal_conv1d(x, weight, bias=None, activation=None):
 
 # %% ../nbs/21_scan.ipynb #0f3bf96a
 def spread_rows(x, lengths):
-    "Rows (T, d) of sequences, one below the other, as (count, longest, d). In the padding stand rows of other sequences."
+    "Rows (T, d) of sequences, one below the other, as (count, longest, d), padded by any rows."
     starts = lengths.cumsum(0) - lengths
     index = starts[:, None] + torch.arange(int(lengths.max()), device=x.device)
     return x[index.clamp(max=len(x) - 1)]
@@ -743,17 +774,21 @@ def _starts(lengths): return F.pad(lengths.cumsum(0), (1, 0))
 
 
 def conv_rows(x, weight, bias, lengths):
-    "`causal_conv1d` with SiLU of sequences of `lengths` (count,), one below the other. x: (T, d). Returns (T, d)."
-    if scan_path(x) == "compiled": return _compiled_conv_rows(x, _starts(lengths), weight, bias, "silu")
+    """`causal_conv1d` with SiLU of sequences of `lengths` (count,), one below the other.
+
+    x: (T, d). weight: (d, width). bias: (d,) or None. Returns (T, d)."""
+    if scan_path(x) == "compiled":
+        return _compiled_conv_rows(x, _starts(lengths), weight, bias, "silu")
     y = causal_conv1d(spread_rows(x, lengths).transpose(1, 2), weight, bias, "silu")
     return gather_rows(y.transpose(1, 2), lengths)
 
 
 def scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
-    """`selective_scan` with softplus and without gate, of sequences of `lengths` (count,), one below the other.
+    """`selective_scan` with softplus, of sequences of `lengths` (count,), one below the other.
 
     u, delta: (T, d). B, C: (T, n). A: (d, n). D, delta_bias: (d,). Returns (T, d) of u's type."""
-    if scan_path(u) == "compiled": return _compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths)
+    if scan_path(u) == "compiled":
+        return _compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths)
     u_, delta, B, C = (spread_rows(x, lengths).transpose(1, 2) for x in (u, delta, B, C))
     y = selective_scan(u_, delta, A, B, C, D, None, delta_bias, True, lengths)
     return gather_rows(y.transpose(1, 2), lengths)
@@ -765,4 +800,5 @@ def _compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
         real = [x.to(_computed_in(u)) for x in (u, delta, B, C, A.t(), D, delta_bias)]
         u_, delta, B, C = (_dense_rows(x) for x in real[:4])
         parameters = (x.contiguous() for x in real[4:])
-        return _Compiled.apply(True, _starts(lengths), lengths, u_, delta, None, B, C, *parameters).to(u.dtype)
+        y = _Compiled.apply(True, _starts(lengths), lengths, u_, delta, None, B, C, *parameters)
+        return y.to(u.dtype)
