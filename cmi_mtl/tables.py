@@ -135,9 +135,11 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
 
 
 def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
-    """Published records by file name, in alphabetical order. Raises `InputError` where there is no such folder."""
+    """Published records by file name, in alphabetical order.
+
+    Raises `InputError` where there is no such folder."""
     if not Path(records).is_dir():
-        raise InputError(Problem(str(records), "is no folder", "Name the folder of the published records"))
+        raise InputError(Problem(str(records), "is no folder", "Name that of the published records"))
     return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(records).glob("*.json"))}
 
 # %% ../nbs/42_tables.ipynb #3f2be235
@@ -253,8 +255,8 @@ def _same_runs(runs: dict[str, dict]):
 
 def _compared(groups: dict[tuple, dict]) -> str:
     "The table of records that say of which model they are, and notes on models that differ between data sets."
-    lines = ["| data set | model | open | closed | overall | against pooled | validation | questions | seeds |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    names = ["data set", "model", *PARTS, "against pooled", "validation", "questions", "seeds"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     first, notes = {}, []
     for (dataset, variant), named in groups.items():
         runs = list(named.values())
@@ -268,8 +270,8 @@ def _compared(groups: dict[tuple, dict]) -> str:
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
-def _against_pooled(groups: dict[tuple, dict], dataset: str, variant: str) -> tuple[str, list[str]]:
-    "The cell that compares a variant with `pooled`, and a note where the two were trained differently."
+def _against_pooled(groups: dict, dataset: str, variant: str) -> tuple[str, list[str]]:
+    "The cell that compares a variant with `pooled`; a note where their training differs."
     if variant == "pooled": return "", []
     runs, pooled = (list(groups.get((dataset, v), {}).values()) for v in (variant, "pooled"))
     if not pooled: return "not run", []
@@ -278,7 +280,8 @@ def _against_pooled(groups: dict[tuple, dict], dataset: str, variant: str) -> tu
     cell = format_difference(*paired_difference(runs, pooled))
     odd = [k for k in differences(pooled[0], runs[0], "settings.") if k != "settings.variant"]
     if not odd: return cell, []
-    return f"{cell} ‡", [f"‡ {dataset}, {variant}: trained in another way than pooled; they differ in {', '.join(odd)}."]
+    return f"{cell} ‡", [f"‡ {dataset}, {variant}: trained in another way than pooled; "
+                         f"they differ in {', '.join(odd)}."]
 
 
 def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -> list[str]:
@@ -321,8 +324,11 @@ def _cell(runs: list[dict], key: str, part: str) -> str:
     return f"{_mean(list(correct.mean(1)))} ({low:.1f} to {high:.1f})"
 
 
-def _line(dataset: str, model: str, cells: list[str], against: str, validation: str, runs: list[dict]) -> str:
-    return f"| {dataset} | {model} | {' | '.join(cells)} | {against} | {validation} | {len(runs[0]['per_question']['qid'])} | {len(runs)} |"
+def _line(dataset: str, model: str, cells: list[str], against: str, validation: str,
+          runs: list[dict]) -> str:
+    questions = len(runs[0]["per_question"]["qid"])
+    parts = [dataset, model, *cells, against, validation, questions, len(runs)]
+    return f"| {' | '.join(map(str, parts))} |"
 
 # %% ../nbs/42_tables.ipynb #b5cf396b
 def kinds_table(record: dict) -> str:
