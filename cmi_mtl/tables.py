@@ -257,7 +257,7 @@ def _compared(groups: dict[tuple, dict]) -> str:
     "The table of records that say of which model they are, and notes on models that differ between data sets."
     names = ["data set", "model", *PARTS, "against pooled", "validation", "questions", "seeds"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    first, notes = {}, []
+    first, notes, models, blind = {}, [], {}, {}
     for (dataset, variant), named in groups.items():
         runs = list(named.values())
         key = variant, runs[0]["settings"]["preset"]
@@ -266,7 +266,10 @@ def _compared(groups: dict[tuple, dict]) -> str:
         if odd: notes.append(f"† {dataset}, {variant}: another model than on {there}; they differ in {', '.join(odd)}.")
         against, note = _against_pooled(groups, dataset, variant)
         notes += note
-        lines += _variant_lines(dataset, variant + (" †" if odd else ""), runs, against)
+        own = _variant_lines(dataset, variant + (" †" if odd else ""), runs, against)
+        models.setdefault(dataset, []).extend(own)
+        blind[dataset] = blind.get(dataset) or _blind_lines(dataset, runs[0])
+    for dataset in models: lines += models[dataset] + blind[dataset]
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
@@ -292,9 +295,13 @@ def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -
     lines = [_line(dataset, f"{variant}, classifier", cells("correct"), against, validation, runs)]
     if all("test_generated" in r for r in runs):
         lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", "", runs))
-    for name, scores in runs[0].get("baselines", {}).items():
-        lines.append(_line(dataset, name.replace("_", " "), [_interval(scores[part]) for part in PARTS], "", "", runs[:1]))
     return lines
+
+
+def _blind_lines(dataset: str, run: dict) -> list[str]:
+    cells = lambda scores: [_interval(scores[part]) for part in PARTS]
+    return [_line(dataset, name.replace("_", " "), cells(scores), "", "", [run])
+            for name, scores in run.get("baselines", {}).items()]
 
 
 def _older(records: dict[str, dict], alone: bool) -> str:
