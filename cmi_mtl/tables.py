@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'OLDER', 'digest', 'group_numbers', 'without_names',
-           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'paired_difference',
-           'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table', 'main']
+           'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'seed_pairs',
+           'paired_difference', 'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table', 'main']
 
 # %% ../nbs/42_tables.ipynb #9487398d
 import argparse, hashlib, json, sys
@@ -114,8 +114,8 @@ def _lines(record: dict) -> str:
 
 def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     """Copy a finished run's record, and what was measured on each test question, to
-    `records/<experiment>-<dataset>-<variant>-seed<k>.json`, without texts and names; of the first phantom run also the picture of
-    its answers. Raises `InputError` when the run is not finished, or when its record has no schema or another one."""
+    `records/<experiment>-<dataset>-<variant>-seed<k>.json` (no seed where none was used), without texts
+    and names; of the first phantom run also the picture of its answers. Raises `InputError` when the run is not finished, or when its record has no schema or another one."""
     run = Path(run)
     for name in ("record.json", "predictions.jsonl"):
         if not (run / name).is_file(): raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
@@ -127,7 +127,8 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
         record["corpus_bleu4"] = corpus_bleu(rows)
     record, rows = without_names(record, rows)
     s = record["settings"]
-    target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}-seed{s['seed']}.json"
+    seed = "" if s["seed"] is None else f"-seed{s['seed']}"
+    target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}{seed}.json"
     write_text(target, _lines({**record, "per_question": _columns(rows)}))
     if s["dataset"] == "phantom" and s["variant"] == "cmi_mtl" and s["seed"] == 0 and (run / "answers.png").is_file():
         with atomic_path(Path(records).parent / "phantom_answers.png") as tmp: tmp.write_bytes((run / "answers.png").read_bytes())
@@ -169,23 +170,31 @@ def _asked(record: dict) -> list[tuple]:
     return list(zip(record["per_question"]["qid"], record["per_question"]["image"]))
 
 
+def seed_pairs(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
+    """Records of two variants that belong together: those of one seed, in the order of seeds.
+
+    A record without a seed belongs to each record of the other side."""
+    def seed(r): return r["settings"]["seed"]
+
+    pairs = [(a, b) for a in runs for b in others if seed(a) == seed(b) or None in (seed(a), seed(b))]
+    return sorted(pairs, key=lambda pair: max(-1 if seed(r) is None else seed(r) for r in pair))
+
+
 def paired_difference(runs: list[dict], others: list[dict],
                       key: str = "correct") -> tuple[float, float, float]:
     """How far `runs` are ahead of `others`, in points: mean, low, high of a 95 % interval.
 
     Both are published records, of which `settings.seed` and the columns `qid`, `image` and `key` of
-    `per_question` are read. Raises `InputError` where the two share no seed, were scored on
+    `per_question` are read. One without a seed, a baseline's, is paired with each seed. Raises `InputError` where the two share no seed, were scored on
     different questions, or have no column `key`."""
-    of_seed = lambda side: {r["settings"]["seed"]: r for r in side}
-    ones, twos = of_seed(runs), of_seed(others)
-    seeds = sorted(ones.keys() & twos.keys())
-    if not seeds:
-        raise InputError(Problem(f"seeds {sorted(ones)} and {sorted(twos)}", "none in common",
+    pairs = seed_pairs(runs, others)
+    if not pairs:
+        ones, twos = ([r["settings"]["seed"] for r in side] for side in (runs, others))
+        raise InputError(Problem(f"seeds {ones} and {twos}", "none in common",
                                  "Publish runs of the same seeds"))
-    pairs = [(ones[s], twos[s]) for s in seeds]
     first = pairs[0][0]
-    for s, r in ((s, r) for s, pair in zip(seeds, pairs) for r in pair):
-        where = f"seed {s} of {r['settings'].get('variant')}"
+    for r in (r for pair in pairs for r in pair):
+        where = f"seed {r['settings']['seed']} of {r['settings'].get('variant')}"
         if _asked(r) != _asked(first):
             raise InputError(Problem(where, "other test questions", "Publish runs on the same data"))
         if key not in r["per_question"]:
@@ -257,8 +266,8 @@ def _compared(groups: dict[tuple, dict]) -> str:
     "The table of records that say of which model they are, and notes on models that differ between data sets."
     names = ["data set", "model", *PARTS, "against pooled", "validation", "questions", "seeds"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    first, notes, models, blind = {}, [], {}, {}
-    for (dataset, variant), named in groups.items():
+    first, notes, models = {}, [], {}
+    for (dataset, variant), named in sorted(groups.items(), key=_is_baseline):
         runs = list(named.values())
         key = variant, runs[0]["settings"]["preset"]
         there, other = first.setdefault(key, (dataset, runs[0]))
@@ -268,8 +277,7 @@ def _compared(groups: dict[tuple, dict]) -> str:
         notes += note
         own = _variant_lines(dataset, variant + (" †" if odd else ""), runs, against)
         models.setdefault(dataset, []).extend(own)
-        blind[dataset] = blind.get(dataset) or _blind_lines(dataset, runs[0])
-    for dataset in models: lines += models[dataset] + blind[dataset]
+    for dataset in sorted(models): lines += models[dataset]
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
@@ -278,11 +286,10 @@ def _against_pooled(groups: dict, dataset: str, variant: str) -> tuple[str, list
     if variant == "pooled": return "", []
     runs, pooled = (list(groups.get((dataset, v), {}).values()) for v in (variant, "pooled"))
     if not pooled: return "not run", []
-    if not {r["settings"]["seed"] for r in runs} & {r["settings"]["seed"] for r in pooled}:
-        return "no seed in common", []
+    if not seed_pairs(runs, pooled): return "no seed in common", []
     cell = format_difference(*paired_difference(runs, pooled))
     odd = [k for k in differences(pooled[0], runs[0], "settings.") if k != "settings.variant"]
-    if not odd: return cell, []
+    if not odd or runs[0]["experiment"] == "baselines": return cell, []
     return f"{cell} ‡", [f"‡ {dataset}, {variant}: trained in another way than pooled; "
                          f"they differ in {', '.join(odd)}."]
 
@@ -292,16 +299,17 @@ def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -
     accuracy = [scores["overall"]["accuracy"] for scores in held_out]
     validation = _mean(accuracy) if accuracy else "none"
     cells = lambda key: [_cell(runs, key, part) for part in PARTS]
+    if runs[0]["experiment"] == "baselines":
+        return [_line(dataset, variant, cells("correct"), against, "", runs)]
     lines = [_line(dataset, f"{variant}, classifier", cells("correct"), against, validation, runs)]
     if all("test_generated" in r for r in runs):
         lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", "", runs))
     return lines
 
 
-def _blind_lines(dataset: str, run: dict) -> list[str]:
-    cells = lambda scores: [_interval(scores[part]) for part in PARTS]
-    return [_line(dataset, name.replace("_", " "), cells(scores), "", "", [run])
-            for name, scores in run.get("baselines", {}).items()]
+def _is_baseline(item) -> bool:
+    "Sorts baselines behind the models; otherwise the order stays."
+    return next(iter(item[1].values()))["experiment"] == "baselines"
 
 
 def _older(records: dict[str, dict], alone: bool) -> str:

@@ -807,16 +807,15 @@ def without_the_picture(run: Run, rows: list[int]) -> dict[str, list]:
     return {"correct_blank": blank, "correct_shuffled": shuffled}
 
 
-def near_training(run: Run, rows: list[int]) -> tuple[dict[str, list], dict]:
+def near_training(samples: list[VQASample], rows: list[int]) -> tuple[dict[str, list], dict]:
     "Similarities of the nearest training questions for `rows`, and what the record says of them."
-    samples, data = run.data.samples, run.data
-    texts = list(dict.fromkeys(x.question for x in samples))
     said, unknown = {"encoder": SENTENCE_ENCODER}, [None] * len(rows)
-    try: vectors = sentence_vectors(texts)[data.question_ids]
+    place = {q: i for i, q in enumerate(dict.fromkeys(x.question for x in samples))}
+    try: vectors = sentence_vectors(list(place))[[place[x.question] for x in samples]]
     except (InputError, OSError):
         said["missing"] = "its weights are not at hand, and the hub does not give them"
         return {"nearest": unknown, "nearest_same_type": unknown}, said
-    picture = [data.digests[i] for i in data.image_ids.tolist()]
+    picture = [x.picture for x in samples]
     kind = [(p, x.answer_type) for p, x in zip(picture, samples)]
     training = [i for i, x in enumerate(samples) if x.split == "train"]
     return {"nearest": nearest_similarity(vectors, picture, rows, training),
@@ -945,7 +944,7 @@ def finish(run: Run, validation: list[int], test: list[int]) -> dict:
     temperature, validation_scores = calibrate(run, validation)
     model.config.confidence_temperature = temperature
     predictions = prediction_rows(run, test, *predict(run, test, write=model.config.ffae), temperature)
-    nearest, how_near = near_training(run, test)
+    nearest, how_near = near_training(run.data.samples, test)
     measures = {**nearest, **without_the_picture(run, test)}
     for i, row in enumerate(predictions):
         row |= {name: values[i] for name, values in measures.items()}

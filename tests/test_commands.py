@@ -94,7 +94,7 @@ def test_ovqa_found_under_the_data_folder(tmp_path):
     modules = [record["model"][k] for k in ("global_path", "fvta", "cifr", "ffae")]
     assert modules == [True, False, False, False] and "test_generated" not in record
     assert record["validation"] is None and record["temperature"] == 1
-    assert set(record["baselines"]) == {"majority", "question_only", "question_and_view"}
+    assert set(record["baselines"]) == {"majority", "question_only", "usual_answer"}
     assert "n = 6)" in said and "runs/train/ovqa/pooled/seed3/train.ipynb" in said
 
 
