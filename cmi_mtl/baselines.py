@@ -107,10 +107,10 @@ def look_up(train: Questions, asked: Questions) -> list[str]:
     "The answer of the training question most similar in `meaning`, about the same picture if there is one."
     rows = defaultdict(list)
     for j, picture in enumerate(train.pictures): rows[picture].append(j)
-    anywhere = list(range(len(train.words)))
 
     def nearest(i):
-        among = rows.get(asked.pictures[i], anywhere)
+        among = rows.get(asked.pictures[i])
+        if among is None: return int((train.meaning @ asked.meaning[i]).argmax())
         return among[int((train.meaning[among] @ asked.meaning[i]).argmax())]
     return [train.answers[nearest(i)] for i in range(len(asked.words))]
 
