@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'OLDER', 'digest', 'group_numbers', 'without_names',
            'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'seed_pairs',
-           'paired_difference', 'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table', 'main']
+           'paired_difference', 'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table',
+           'markdown_table', 'save_results', 'main']
 
 # %% ../nbs/42_tables.ipynb #9487398d
 import argparse, hashlib, json, sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from .core import (RECORD_SCHEMA, InputError, Problem, atomic_path, check_schema, read_jsonl,
                           sha256_json, write_text)
@@ -362,6 +365,31 @@ def kinds_table(record: dict) -> str:
         name = kind.removeprefix("question_type: ")
         lines.append(f"| {name} | {r['questions']} | {r['accuracy']:.1f} | {usual:.1f} | {gain} |")
     return "\n".join(lines)
+
+# %% ../nbs/42_tables.ipynb #03b77ffd
+def markdown_table(cells: pd.DataFrame) -> str:
+    "A frame of texts as a Markdown table; the index is left out."
+    rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: dict[str, pd.DataFrame],
+                 sentences: list[str], figure: plt.Figure) -> list[str]:
+    """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg` and
+    `.png` (the picture) to `folder`. Returns the names of the files.
+
+    `tables`: frames of texts by title."""
+    stem = Path(folder) / name
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
+    write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
+    write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
+    latex = (f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items())
+    write_text(stem.with_suffix(".tex"), "\n".join(latex))
+    for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+        with atomic_path(stem.with_suffix(f".{kind}")) as tmp, plt.rc_context({"svg.hashsalt": name}):
+            figure.savefig(tmp, format=kind, dpi=150, metadata=metadata)
+    return [f"{name}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")]
 
 # %% ../nbs/42_tables.ipynb #0625eecc
 def main(argv: list[str] | None = None) -> int:
