@@ -202,7 +202,7 @@ def reliability(confidence, correct, clusters, bins: int = 10) -> list[dict]:
 
 # %% ../nbs/27_metrics.ipynb #af78a479
 def _surest_first(score: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    "Accuracy (n,) of the 1, 2, … n answers with the highest score; equal scores share theirs."
+    "Accuracy (n,) of the 1, 2, … n answers with the highest score. Equal scores share theirs."
     _, group, sizes = np.unique(-score, return_inverse=True, return_counts=True)
     shared = np.bincount(group, weights=correct) / sizes
     return np.cumsum(np.repeat(shared, sizes)) / np.arange(1, len(score) + 1)
@@ -261,7 +261,7 @@ def visual_reliance(correct, changed, clusters) -> dict:
 
 # %% ../nbs/27_metrics.ipynb #6f9a70cf
 def _paraphrases(linked) -> list[list[int]]:
-    "The rows of each group of two or more questions with the same mark; None marks no group."
+    "The rows of each group of two or more questions with the same mark. None marks no group."
     groups: dict = {}
     for i, mark in enumerate(linked):
         if mark is not None: groups.setdefault(mark, []).append(i)
@@ -343,5 +343,6 @@ def accuracy_by_band(correct, bands, clusters, names: list[str]) -> dict:
 
     `correct` (n,) or (seeds, n), `bands` (n,) one of the names for each question."""
     correct, = _rows({"correct": correct}, bands=bands, clusters=clusters)
+    if not set(bands) <= set(names): _refuse("bands", "one is not in names", "Name every band")
     clusters, parts = np.asarray(clusters), {name: np.equal(bands, name) for name in names}
     return {name: mean_interval(correct[:, part], clusters[part]) for name, part in parts.items()}
