@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPARTURES', 'AUDIT', 'RandomCIFR', 'draw_cifr', 'FirstToken', 'read_first_token', 'PaddedGenerator',
-           'attend_to_padding', 'through_padding', 'scan_padding', 'Departure', 'departures', 'base_of', 'changed',
+           'attend_to_padding', 'through_padding', 'scan_padding', 'Departure', 'departures', 'base_of', 'changes_of',
            'rate_share', 'answers_seen', 'pads_all', 'depart', 'load_audited', 'watches_test', 'look', 'looked',
            'audit_record']
 
@@ -26,7 +26,7 @@ from .samples import VQASample
 
 # %% ../nbs/29_audit.ipynb #83b9e5ca
 class RandomCIFR(nn.Module):
-    """As `CIFR`, but drawn anew in each forward pass, as published. It has no weights to be trained or saved."""
+    "As `CIFR`, but drawn anew in each forward pass, as published. Nothing in it is trained or saved."
     def __init__(self, config: CMIMTLConfig):
         super().__init__()
         self.arguments = config.hidden_size, config.fusion, config.fusion_layers, config.dropout
@@ -47,7 +47,7 @@ class FirstToken(AnswerClassifier):
         return super().pool(v[:, :1], q[:, :1], torch.ones_like(lengths), g)
 
 
-def read_first_token(model: CMIMTL): model.classifier.__class__ = FirstToken       # its weights stay
+def read_first_token(model: CMIMTL): model.classifier.__class__ = FirstToken   # its weights stay
 
 # %% ../nbs/29_audit.ipynb #ffdf5649
 class PaddedGenerator(AnswerGenerator):
@@ -70,12 +70,13 @@ def scan_padding(model: CMIMTL): model.cifr.register_forward_pre_hook(through_pa
 # %% ../nbs/29_audit.ipynb #54bb4a44
 @dataclass(frozen=True)
 class Departure:
-    """One way in which the published code departs from the paper (reference: the audit's rows).
+    """One way in which the published code departs from the paper.
 
-    `part`: what the model must have for it; `options`: changes to the model's configuration; `settings`: to the
-    recipe; `change(model)`: swaps parts of a model just built; `slow`: beginnings of names of parameters that get
-    a fifth of their rate; `pads`: whether questions are padded to the longest of all; `test_answers`, `test_epoch`: looks at the
-    test split; `no_effect`: why it has none on the answers, where that is by construction."""
+    `part`: what the model must have for it; `options`: changes to its configuration; `settings`: to
+    the recipe; `change(model)`: swaps parts of a model just built; `slow`: beginnings of names of
+    parameters that get a fifth of their rate; `pads`: whether questions are padded to the longest of
+    all; `test_answers`, `test_epoch`: looks at the test split; `no_effect`: why it has none on the
+    answers, where that is by construction."""
     says: str
     part: str | None = None
     options: dict = field(default_factory=dict)
@@ -87,13 +88,15 @@ class Departure:
     test_epoch: bool = False
     no_effect: str = ""
 
-
+# %% ../nbs/29_audit.ipynb #7be2f4a9
 DEPARTURES = {
     "1": Departure("CIFR drawn anew in each forward pass", "cifr", change=draw_cifr),
     "2": Departure("every other pair a negative", "fvta", options={"mend_negatives": False}),
-    "3": Departure("generator attends to padding", "generator", change=attend_to_padding, pads=True),
+    "3": Departure("generator attends to padding", "generator", change=attend_to_padding,
+                   pads=True),
     "4": Departure("gradients clipped before they exist", settings={"clip": 1e9}),
-    "5": Departure("Q-Former and T5 outside the raised rates", slow=("fvta.qformer.", "generator.t5.")),
+    "5": Departure("Q-Former and T5 outside the raised rates",
+                   slow=("fvta.qformer.", "generator.t5.")),
     "6a": Departure("test answers in the vocabulary", test_answers=True),
     "6b": Departure("best epoch chosen on the test split", test_epoch=True),
     "7": Departure("T5 used as a signal only",
@@ -127,7 +130,7 @@ def base_of(variant: str) -> str:
     return AUDIT.get(variant, {}).get("base", variant)
 
 
-def changed(variant: str | None, what: str) -> dict:
+def changes_of(variant: str | None, what: str) -> dict:
     "The `options` or `settings` of all that a variant switches on."
     return {k: v for d in departures(variant) for k, v in getattr(d, what).items()}
 
@@ -138,7 +141,7 @@ def rate_share(variant: str, name: str) -> float:
 
 
 def answers_seen(variant: str, samples: list[VQASample]) -> list[VQASample]:
-    "The samples, those of the test split marked as training ones where the vocabulary is to have their answers."
+    "What the vocabulary is built from: the samples, with 6a those of the test split among training."
     if not any(d.test_answers for d in departures(variant)): return samples
     return [replace(s, split="train") if s.split == "test" else s for s in samples]
 
@@ -154,8 +157,8 @@ def depart(model: CMIMTL, variant: str | None) -> CMIMTL:
     Raises `InputError` where the model lacks the part to be changed."""
     for d in departures(variant):
         if d.part and not hasattr(model, d.part):
-            raise InputError(Problem(f"variant={variant!r}", f"{d.says}: this model has no {d.part}",
-                                     "Leave that module on"))
+            what = f"{d.says}: this model has no {d.part}"
+            raise InputError(Problem(f"variant={variant!r}", what, "Leave that module on"))
         if d.change: d.change(model)
     if variant in AUDIT: model.config.audit = variant
     return model
@@ -167,7 +170,7 @@ def load_audited(folder: str | Path) -> CMIMTL:
     `CMIMTL.from_pretrained` reads it, too, but builds the parts that the paper describes. Raises
     `InputError` where the folder holds no model."""
     if not (Path(folder) / "config.json").is_file():
-        raise InputError(Problem(str(folder), "no saved model", "Give the folder that a run has saved"))
+        raise InputError(Problem(str(folder), "no saved model", "Give a finished run's model/"))
     config = CMIMTLConfig.from_pretrained(folder)
     model = depart(CMIMTL(config), getattr(config, "audit", None))
     load_model(model, Path(folder) / "model.safetensors")
@@ -181,8 +184,8 @@ def watches_test(variant: str) -> bool:
 
 
 def look(correct: Tensor) -> dict:
-    """What the history keeps of a look at the test split: accuracy in percent, and which of its questions are
-    `correct` (n,), as bits in hex digits."""
+    """What the history keeps of a look at the test split: accuracy in percent, and which of its
+    questions are `correct` (n,), as bits in hex digits."""
     bits = np.packbits(np.asarray(correct, dtype=bool)).tobytes().hex()
     return {"test": round(100 * float(np.mean(np.asarray(correct))), 3), "test_correct": bits}
 
@@ -194,7 +197,8 @@ def looked(history: list[dict], questions: int) -> np.ndarray:
 
 
 def audit_record(variant: str, history: list[dict]) -> dict:
-    "What a record says of the audit: base, departures, and for 6b the best epoch on the test split beside the last. Else nothing."
+    """What a record says of the audit: base and departures; with 6b also the accuracy in percent on the
+    test split at the best epoch and at the last. Of another variant nothing."""
     if variant not in AUDIT: return {}
     row = AUDIT[variant]
     said = {"base": row["base"], "departures": {d: DEPARTURES[d].says for d in row["departures"]}}

@@ -134,7 +134,7 @@ def recipe(dataset: str, preset: str | None = None) -> dict:
     return {**RECIPES[own["preset"]], **own}
 
 # %% ../nbs/33_train.ipynb #8f05af78
-from .audit import (AUDIT, answers_seen, audit_record, base_of, changed, depart, look, pads_all,
+from .audit import (AUDIT, answers_seen, audit_record, base_of, changes_of, depart, look, pads_all,
                            rate_share, watches_test)
 
 # %% ../nbs/33_train.ipynb #51978e0c
@@ -179,7 +179,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     `recipe`; None counts as not given.
 
     Raises `InputError` that lists every unknown name and every value out of range."""
-    values = {**recipe(dataset, preset), **changed(given.get("variant"), "settings")}
+    values = {**recipe(dataset, preset), **changes_of(given.get("variant"), "settings")}
     known = {f.name for f in dataclasses.fields(Settings)}
     given = {k: v for k, v in given.items() if v is not None}
     hint = f"Known are {', '.join(sorted(known))}"
@@ -301,7 +301,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         if s.preset == "paper": generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
         else: generator_words = build_answer_tokenizer(taught)
         longest = {"max_answer_length": answer_length(generator_words, taught)}
-        own = {**VARIANTS[base_of(s.variant)], **changed(s.variant, "options")}
+        own = {**VARIANTS[base_of(s.variant)], **changes_of(s.variant, "options")}
         options = {**longest, **own, **s.model_options}
         if s.preset == "tiny": config = tiny_config(answers, words, generator_words, **options)
         elif s.preset == "compact": config = compact_config(answers, generator_words, **options)
