@@ -178,7 +178,7 @@ def test_clipping_in_the_forward_pass_is_no_clipping(begun):
     def weights(variant, inside=False, **given):
         run = begun(variant, warmup=0.0, **given)
         if inside:
-            clip = lambda *_: torch.nn.utils.clip_grad_norm_(run.core.parameters(), 1e-3)
+            def clip(*_): torch.nn.utils.clip_grad_norm_(run.core.parameters(), 1e-3)
             run.core.register_forward_pre_hook(clip)
         for _ in range(2): T.train_step(run, run.rows)
         return torch.cat([p.detach().flatten() for p in run.trained])
