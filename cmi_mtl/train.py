@@ -8,9 +8,10 @@ __all__ = ['RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'VARIANTS', 'RULES', 'FORMAT
            'parameter_groups', 'one_cycle', 'Progress', 'Run', 'start_run', 'seed_of', 'epoch_batches', 'to_inputs',
            'loss_counts', 'gradients', 'gradients_that_fit', 'train_step', 'predict', 'prediction_rows', 'identity',
            'Checkpoints', 'trained_state', 'save_run', 'restore_run', 'Stopped', 'heed_sigterm', 'save_and_stop',
-           'train_epoch', 'validate', 'log_epoch', 'fit', 'calibrate', 'encoder_record', 'fusion_options',
-           'shapes_digest', 'model_record', 'model_from_record', 'without_the_picture', 'near_training', 'data_summary',
-           'prepare_samples', 'start_accelerator', 'coverage_line', 'prepare_run', 'train', 'finish', 'launch', 'main']
+           'train_epoch', 'validate', 'look_at_test', 'log_epoch', 'fit', 'calibrate', 'encoder_record',
+           'fusion_options', 'shapes_digest', 'model_record', 'model_from_record', 'without_the_picture',
+           'near_training', 'data_summary', 'prepare_samples', 'start_accelerator', 'coverage_line', 'prepare_run',
+           'train', 'finish', 'launch', 'main']
 
 # %% ../nbs/33_train.ipynb #17059763
 import argparse, contextlib, dataclasses, importlib.util, inspect, json, math, os, shutil, signal, subprocess, sys, threading, time
@@ -52,7 +53,7 @@ class Settings:
     times that of the one above); projections, global path and generator `multimodal_factor` times
     that, FVTA and CIFR also times their own factor; classifier and type head `classifier_factor`
     times. `warmup`: share of the steps in which rates rise; `anneal`: how they fall, "cos" or
-    "linear". `variant`: a row of `VARIANTS`, over which `model_options` is put. `train_on`: "train",
+    "linear". `variant`: a row of `VARIANTS` or `AUDIT`, over which `model_options` is put. `train_on`: "train",
     or "train+validation" for all questions that are not of the test split. `batch_size`: rows of one
     process in one step, worked through in `accumulate` micro-batches; `save_every`: steps between
     checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
@@ -132,6 +133,10 @@ def recipe(dataset: str, preset: str | None = None) -> dict:
         raise InputError(Problem(f"preset={preset!r}", "unknown preset", known))
     return {**RECIPES[own["preset"]], **own}
 
+# %% ../nbs/33_train.ipynb #8f05af78
+from .audit import (AUDIT, answers_seen, audit_record, base_of, changes_of, depart, look, pads_all,
+                           rate_share, watches_test)
+
 # %% ../nbs/33_train.ipynb #51978e0c
 def _whole(low): return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
@@ -163,7 +168,8 @@ RULES = {
     "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
     "'train' or 'train+validation'": (_one_of("train", "train+validation"), "train_on"),
     "'cos' or 'linear'": (_one_of("cos", "linear"), "anneal"),
-    f"one of {', '.join(VARIANTS)}; a new one is a row of VARIANTS": (_one_of(*VARIANTS), "variant"),
+    f"one of {', '.join((*VARIANTS, *AUDIT))}; a new one is a row of VARIANTS": (
+        _one_of(*VARIANTS, *AUDIT), "variant"),
     "one of question, image, single": (_one_of(*CARVES), "carve_by"),
     "'no', 'fp16' or 'bf16'": (_one_of("no", "fp16", "bf16"), "mixed_precision")}
 
@@ -173,7 +179,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     `recipe`; None counts as not given.
 
     Raises `InputError` that lists every unknown name and every value out of range."""
-    values = recipe(dataset, preset)
+    values = {**recipe(dataset, preset), **changes_of(given.get("variant"), "settings")}
     known = {f.name for f in dataclasses.fields(Settings)}
     given = {k: v for k, v in given.items() if v is not None}
     hint = f"Known are {', '.join(sorted(known))}"
@@ -257,7 +263,7 @@ class QuestionSet:
         image, asked = self.image_ids[rows] if shown is None else shown, self.question_ids[rows]
         pictures, index = image.unique(return_inverse=True)
         mask = self.attention_mask[asked]
-        L = int(mask.sum(1).max())
+        L = mask.shape[1] if pads_all(self.config) else int(mask.sum(1).max())
         out = {"attention_mask": mask[:, :L], "labels": self.labels[rows], "type_labels": self.type_labels[rows], "image_ids": image,
                "image_index": index, "question_ids": asked}
         if self.frozen:
@@ -285,7 +291,8 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
     """A fresh model with its processor, as the variant and, over it, `model_options` want it.
     Vocabulary from the samples whose split is train. Seeded by the settings."""
     _check_options(s.model_options)
-    answers, taught = AnswerVocabulary.from_samples(samples).answers, taught_answers(samples)
+    answers = AnswerVocabulary.from_samples(answers_seen(s.variant, samples)).answers
+    taught = taught_answers(samples)
     weights = PRESET_WEIGHTS[s.preset]
     seed_everything(s.seed)
     try:
@@ -294,7 +301,8 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         if s.preset == "paper": generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
         else: generator_words = build_answer_tokenizer(taught)
         longest = {"max_answer_length": answer_length(generator_words, taught)}
-        options = {**longest, **VARIANTS[s.variant], **s.model_options}
+        own = {**VARIANTS[base_of(s.variant)], **changes_of(s.variant, "options")}
+        options = {**longest, **own, **s.model_options}
         if s.preset == "tiny": config = tiny_config(answers, words, generator_words, **options)
         elif s.preset == "compact": config = compact_config(answers, generator_words, **options)
         else: config = paper_config(answers, **options)
@@ -306,6 +314,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         if isinstance(e, InputError) or not s.model_options: raise
         raise InputError(Problem(f"model_options={s.model_options}", f"no model can be built of them ({e})", "Correct the option that it names")) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
+    depart(model, s.variant)
     return model.freeze_encoders(s.train_last) if s.freeze_encoders else model
 
 
@@ -334,7 +343,8 @@ def rate_factor(name: str, depth: int, s: Settings) -> float:
     part = name.split(".")[0]
     if part in ("image_encoder", "text_encoder"): return s.layer_decay ** depth
     if part in ("classifier", "type_head"): return s.classifier_factor
-    return s.multimodal_factor * {"fvta": s.fvta_factor, "cifr": s.cifr_factor}.get(part, 1.0)
+    factor = {"fvta": s.fvta_factor, "cifr": s.cifr_factor}.get(part, 1.0)
+    return s.multimodal_factor * factor * rate_share(s.variant, name)
 
 
 def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
@@ -684,6 +694,13 @@ def validate(run: Run, rows: list[int]) -> dict:
     loss = round(nn.functional.cross_entropy(logits[known], labels[known]).item(), 5) if known.any() else None
     return {"validation": round(100 * (logits.argmax(1) == labels).float().mean().item(), 3), "validation_loss": loss}
 
+# %% ../nbs/33_train.ipynb #e47cdc81
+def look_at_test(run: Run) -> dict:
+    "The audit's forbidden look: which test questions are answered right after this epoch."
+    rows = [i for i, x in enumerate(run.data.samples) if x.split == "test"]
+    logits, _, _ = predict(run, rows)
+    return look(logits.argmax(1) == run.data.labels[rows])
+
 # %% ../nbs/33_train.ipynb #d73e04d0
 def log_epoch(run: Run, row: dict):
     "Add an epoch to the history: in history.jsonl, on the terminal and, if wished, in TensorBoard."
@@ -708,6 +725,7 @@ def fit(run: Run, validation: list[int]):
         while p.epoch <= run.settings.epochs:
             means = {k: round(v, 5) for k, v in train_epoch(run, heard).items()}
             row = {"epoch": p.epoch, **means, **(validate(run, validation) if validation else {})}
+            if watches_test(run.settings.variant): row |= look_at_test(run)
             log_epoch(run, row | {"seconds": round(run.seconds() - p.epoch_began, 2)})
             p.epoch, p.step, p.sums, p.epoch_began = p.epoch + 1, 0, {}, p.seconds
             save_and_stop(run, heard, True)
@@ -786,7 +804,7 @@ def model_from_record(record: dict, answers: list[str] | None = None) -> CMIMTL:
     lost = [name for name in c if name not in inspect.signature(CMIMTLConfig).parameters]
     if lost: raise refuse(f"it has no {', '.join(lost)}")
     config = CMIMTLConfig(**c, answers=answers, confidence_temperature=record["temperature"])
-    model = CMIMTL(config)
+    model = depart(CMIMTL(config), record["settings"]["variant"])
     if shapes_digest(model) != shapes: raise refuse("weights have other names or shapes")
     return model
 
@@ -956,7 +974,8 @@ def finish(run: Run, validation: list[int], test: list[int]) -> dict:
               "parameters": {"trained": sum(x.numel() for x in run.trained), "all": model.num_parameters()},
               "processes": a.num_processes, "accumulate": p.accumulate,
               "temperature": round(temperature, 5), "test_scorings": p.test_scorings + 1, "validation": validation_scores,
-              "test": score(predictions), "seconds": round(run.seconds(), 1)}
+              "test": score(predictions), "seconds": round(run.seconds(), 1),
+              **audit_record(s.variant, p.history)}
     if model.config.ffae:
         record["data"]["generator_answers"] = run.data.generator_answers
         record["test_generated"] = score(predictions, "generated_correct")
