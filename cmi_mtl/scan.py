@@ -609,14 +609,26 @@ def _cuda_kernel(module: str, name: str) -> tuple[object, str]:
     except Exception as e: return None, f"{module}: {type(e).__name__}: {e}"
 
 
-def _mamba_kernel(): return _cuda_kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+def _mamba_kernel() -> tuple[object, str]:
+    "The package may be there without its compiled part, and then fails only when it is called."
+    kernel, why = _cuda_kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    why = why or _cuda_kernel("selective_scan_cuda", "fwd")[1]
+    return (None, why) if why else (kernel, "")
+
+# %% ../nbs/21_scan.ipynb #8a3e5b90
+def _dense(x):
+    "(batch, d, L) as any CUDA kernel can read it: positions side by side, 16 bytes a boundary."
+    x = x.reshape(-1).view(x.shape)             # the usual strides, also where a size is 1
+    return x.clone() if x.storage_offset() * x.element_size() % 16 else x
 
 
 def _cuda_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
     if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
-    delta, B, C, z = (None if x is None else x.to(u.dtype) for x in (delta, B, C, z))
-    A, D, delta_bias = (None if x is None else x.float() for x in (A, D, delta_bias))
-    return _mamba_kernel()[0](u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    dtype = u.dtype
+    u, delta, B, C, z = (None if x is None else _dense(x.to(dtype)) for x in (u, delta, B, C, z))
+    A, D, delta_bias = (None if x is None else x.float().contiguous() for x in (A, D, delta_bias))
+    kernel, _ = _mamba_kernel()
+    return kernel(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 # %% ../nbs/21_scan.ipynb #27642c50
 PATHS = ("cuda", "compiled", "chunked", "reference")
@@ -626,12 +638,15 @@ _told = set()
 def _computed_in(u) -> torch.dtype: return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
+def _place(x) -> str: return x.device.type       # the tests say "cuda" here, on a machine without one
+
+
 def _missing(path, u) -> str:
     "Why `path` cannot run on `u`; '' when it can."
     if path == "compiled":
-        return f"the tensors are on {u.device}, not on the CPU" if u.device.type != "cpu" else _library(_computed_in(u))[1]
+        return f"the tensors are on {u.device}, not on the CPU" if _place(u) != "cpu" else _library(_computed_in(u))[1]
     if path == "cuda":
-        if not u.is_cuda: return f"the tensors are on {u.device}, not on CUDA"
+        if _place(u) != "cuda": return f"the tensors are on {u.device}, not on CUDA"
         return "the kernel has no float64" if u.dtype == torch.float64 else _mamba_kernel()[1]
     return ""
 
@@ -645,12 +660,22 @@ def scan_path(u: torch.Tensor, path: str | None = None) -> str:
         if path not in PATHS: raise InputError(Problem(f"path={path!r}", "no such path", f"Use None or one of {PATHS}"))
         if why := _missing(path, u): raise InputError(Problem(f"path={path!r}", why, "Use path=None or path='chunked'"))
         return path
-    best = "cuda" if u.is_cuda and u.dtype != torch.float64 else "compiled" if u.device.type == "cpu" else "chunked"
+    best = {"cuda": "cuda", "cpu": "compiled"}.get(_place(u), "chunked")
+    if best == "cuda" and u.dtype == torch.float64: best = "chunked"
     if not (why := _missing(best, u)): return best
     if best not in _told:
         _told.add(best)
         log.warning("selective scan: path '%s' is not available (%s); taking 'chunked'", best, why)
     return "chunked"
+
+
+def _path_for(u, A, path):
+    "`scan_path`, but `chunked` for more state numbers a channel than the CUDA kernel has room for."
+    chosen = scan_path(u, path)
+    if chosen != "cuda" or A.shape[1] <= 256: return chosen
+    if path is None: return "chunked"
+    why = f"the kernel has room for 256 state numbers a channel, A gives {A.shape[1]}"
+    raise InputError(Problem("path='cuda'", why, "Use path=None or path='chunked'"))
 
 
 def _check(u, A, lengths, **others):
@@ -679,7 +704,7 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     lengths: (batch,) integers; positions >= lengths[b] neither enter nor leave the state, give 0 and get zero gradients.
     path: see `scan_path`. On every path but `cuda`, float16 and bfloat16 are computed in float32. Raises `InputError`."""
     _check(u, A, lengths, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    path = scan_path(u, path)
+    path = _path_for(u, A, path)
     with torch.autocast(u.device.type, enabled=False):
         inputs = (delta, A, B, C, D, z, delta_bias)
         if path == "cuda": return _cuda_scan(u, *inputs, delta_softplus, lengths)
@@ -690,6 +715,7 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
 # %% ../nbs/21_scan.ipynb #d058b7cd
 def _plain_conv(x, weight, bias, activation):
     "In plain torch: for reading, for testing, and where there is nothing better."
+    weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
     y = y[..., :x.shape[2]]
     return F.silu(y) if activation else y
@@ -739,6 +765,15 @@ def _compiled_conv(x, weight, bias, activation):
     return y.view(len(x), x.shape[2], -1).transpose(1, 2)
 
 # %% ../nbs/21_scan.ipynb #1b1f531a
+def _conv_layout(x):
+    """`x` (batch, d, L) as the CUDA kernel can read it, without a copy where that may be.
+
+    It takes channels side by side, but only by eights."""
+    by_eights = (x.shape[1], x.stride(0), x.stride(2), x.storage_offset())
+    channels_last = x.stride(1) == 1 and x.stride(2) > 1 and x.shape[2] > 1
+    return x if channels_last and not any(k % 8 for k in by_eights) else _dense(x)
+
+
 def causal_conv1d(x, weight, bias=None, activation=None):
     """Depthwise causal convolution: y_t = bias + sum_k weight[:, k] x_(t - width + 1 + k), with zeros before position 0.
 
@@ -749,9 +784,11 @@ def causal_conv1d(x, weight, bias=None, activation=None):
     if activation not in (None, "silu"):
         raise InputError(Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'"))
     if scan_path(x) == "compiled": return _compiled_conv(x, weight, bias, activation)
-    if x.is_cuda and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
+    if _place(x) == "cuda" and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
         kernel, why = _cuda_kernel("causal_conv1d", "causal_conv1d_fn")
-        if kernel: return kernel(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), activation=activation)
+        if kernel:
+            weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+            return kernel(_conv_layout(x), weight, bias, activation=activation)
         if "conv" not in _told:
             _told.add("conv")
             log.warning("causal_conv1d: the package is not available (%s); taking torch's convolution", why)
@@ -800,5 +837,6 @@ def _compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
         real = [x.to(_computed_in(u)) for x in (u, delta, B, C, A.t(), D, delta_bias)]
         u_, delta, B, C = (_dense_rows(x) for x in real[:4])
         parameters = (x.contiguous() for x in real[4:])
+        lengths = lengths.long().contiguous()           # the library reads them as such
         y = _Compiled.apply(True, _starts(lengths), lengths, u_, delta, None, B, C, *parameters)
         return y.to(u.dtype)
