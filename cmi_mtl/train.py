@@ -11,7 +11,7 @@ __all__ = ['RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'VARIANTS', 'RULES', 'FORMAT
            'train_epoch', 'validate', 'look_at_test', 'log_epoch', 'fit', 'calibrate', 'encoder_record',
            'fusion_options', 'shapes_digest', 'model_record', 'model_from_record', 'without_the_picture',
            'near_training', 'data_summary', 'prepare_samples', 'start_accelerator', 'coverage_line', 'prepare_run',
-           'train', 'finish', 'launch', 'main']
+           'train', 'score_test', 'finish', 'launch', 'main']
 
 # %% ../nbs/33_train.ipynb #17059763
 import argparse, contextlib, dataclasses, importlib.util, inspect, json, math, os, shutil, signal, subprocess, sys, threading, time
@@ -932,8 +932,12 @@ def _full_disk_is_said():
 
 
 @_full_disk_is_said()
-def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = None) -> dict:
+def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = None,
+          trial: bool = False) -> dict:
     """Train, score the test split once, save. Returns the run record.
+
+    A `trial` is a run that helps to choose settings: scored on validation alone, it does not look at
+    the test split and leaves nothing but its history and record.
 
     Writes into `folder`: model/ (weights as safetensors, configuration, processor), history.jsonl, predictions.jsonl, record.json,
     and checkpoints/ while it runs: called again with the same settings, an unfinished run goes on. A finished one has none, and
@@ -941,6 +945,9 @@ def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = Non
     anything is written, and for a full disk; `Stopped` after SIGTERM."""
     transformers_logging.disable_progress_bar()
     folder = Path(folder)
+    if trial and s.train_on != "train":
+        raise InputError(Problem(f"a trial with train_on={s.train_on!r}", "no validation split is held out",
+                                 "Give train_on='train'"))
     samples = prepare_samples(s, samples)
     accelerator = start_accelerator(s)
     checkpoints = Checkpoints(folder / "checkpoints", identity(s, samples, accelerator.num_processes))
@@ -952,36 +959,46 @@ def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = Non
                       f"questions; {len(run.data.config.answers)} answers; "
                       f"{sum(p.numel() for p in run.trained) / 1e6:.1f} M trained parameters", flush=True)
     fit(run, rows["validation"])
-    return finish(run, rows["validation"], rows["test"])
+    return finish(run, rows["validation"], [] if trial else rows["test"])
 
 # %% ../nbs/33_train.ipynb #b1b8d7b1
-def finish(run: Run, validation: list[int], test: list[int]) -> dict:
-    """Fit the temperature, score the test split, save model, predictions and record, and drop the
-    checkpoints. Returns the record."""
-    s, p, a, model = run.settings, run.progress, run.accelerator, run.core
-    temperature, validation_scores = calibrate(run, validation)
-    model.config.confidence_temperature = temperature
-    predictions = prediction_rows(run, test, *predict(run, test, write=model.config.ffae), temperature)
+def score_test(run: Run, test: list[int], temperature: float) -> tuple[list[dict], dict]:
+    "The prediction rows of the test split, and what the record says of them."
+    writes = run.core.config.ffae
+    predictions = prediction_rows(run, test, *predict(run, test, write=writes), temperature)
     nearest, how_near = near_training(run.data.samples, test)
     measures = {**nearest, **without_the_picture(run, test)}
     for i, row in enumerate(predictions):
         row |= {name: values[i] for name, values in measures.items()}
-    record = {"experiment": "train", "schema": RECORD_SCHEMA,
+    scores = {"nearest_question": how_near, "test": score(predictions)}
+    if writes: scores["test_generated"] = score(predictions, "generated_correct")
+    return predictions, scores
+
+
+def finish(run: Run, validation: list[int], test: list[int]) -> dict:
+    """Fit the temperature, score the test split, save model, predictions and record, and drop the
+    checkpoints. Returns the record. Without `test` rows it is a trial: only the record is written."""
+    s, p, a, model = run.settings, run.progress, run.accelerator, run.core
+    temperature, validation_scores = calibrate(run, validation)
+    record = {"experiment": "train" if test else "trial", "schema": RECORD_SCHEMA,
               "settings": dataclasses.asdict(s), **provenance(a.device),
-              "model": run.configuration, "history": p.history, "nearest_question": how_near,
+              "model": run.configuration, "history": p.history,
               "data": data_summary(run.data.samples, run.data.digests, AnswerVocabulary(model.config.answers)),
               "start_weights": PRESET_WEIGHTS[s.preset],
               "parameters": {"trained": sum(x.numel() for x in run.trained), "all": model.num_parameters()},
               "processes": a.num_processes, "accumulate": p.accumulate,
-              "temperature": round(temperature, 5), "test_scorings": p.test_scorings + 1, "validation": validation_scores,
-              "test": score(predictions), "seconds": round(run.seconds(), 1),
-              **audit_record(s.variant, p.history)}
-    if model.config.ffae:
-        record["data"]["generator_answers"] = run.data.generator_answers
-        record["test_generated"] = score(predictions, "generated_correct")
+              "temperature": round(temperature, 5), "test_scorings": p.test_scorings + bool(test),
+              "validation": validation_scores, **audit_record(s.variant, p.history)}
+    if model.config.ffae: record["data"]["generator_answers"] = run.data.generator_answers
+    if test:
+        model.config.confidence_temperature = temperature
+        predictions, scores = score_test(run, test, temperature)
+        record |= scores
+    record["seconds"] = round(run.seconds(), 1)
     if a.is_main_process:
-        model.save_pretrained(run.folder / "model")
-        write_jsonl(run.folder / "predictions.jsonl", predictions)
+        if test:
+            model.save_pretrained(run.folder / "model")
+            write_jsonl(run.folder / "predictions.jsonl", predictions)
         write_json(run.folder / "record.json", record)
         run.checkpoints.clear()
     a.wait_for_everyone()
@@ -1013,15 +1030,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.train", description="Train, score the test split once.")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting; the value is JSON or text")
     parser.add_argument("--out", type=Path, required=True, help="folder for what the run writes")
+    parser.add_argument("--trial", action="store_true", help="score on validation alone")
     args = parser.parse_args(argv)
-    try: record = train(make_settings(**{k: _value(v) for k, v in args.p}), args.out)
+    settings = {k: _value(v) for k, v in args.p}
+    try: record = train(make_settings(**settings), args.out, trial=args.trial)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK") or 0) == 0:
-        print(", ".join(f"{k} {format_score(record['test'][k])}" for k in ("open", "closed", "overall")))
+        scores = record["validation" if args.trial else "test"]
+        print(", ".join(f"{k} {format_score(scores[k])}" for k in ("open", "closed", "overall")))
         print(f"run record: {args.out / 'record.json'}")
     return 0
 
