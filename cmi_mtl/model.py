@@ -77,6 +77,12 @@ def _t5(layers, width, heads, tokenizer: PreTrainedTokenizerBase) -> dict:
                 eos_token_id=end_token_id(tokenizer))
 
 
+def _narrow(overrides: dict) -> dict:
+    "The small presets' fusion options: Mamba's inner width is d. Other fusions keep their defaults."
+    fusion = overrides.get("fusion", "cross_mamba")
+    return {"expand": 1} if fusion in ("cross_mamba", "joint_mamba") else {}
+
+
 def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig:
     """The paper's sizes. `offline`: shapes of CLIP ViT-B/16 and RoBERTa-base written out instead of asked from the hub. M3AE,
     and so CMI-MTL, takes CLIP without its last layer."""
@@ -97,7 +103,8 @@ def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
     "Real data on a laptop: frozen DINOv2-small and MiniLM, about 5 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
     return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2, num_queries=16,
-                                  query_start="grid", classifier_dropout=0.3, classifier_loss="ce", fusion_options={"expand": 1}, generator=_t5(1, 256, 4, tokenizer)), **overrides})
+                                  query_start="grid", classifier_dropout=0.3, classifier_loss="ce", fusion_options=_narrow(overrides),
+                                  generator=_t5(1, 256, 4, tokenizer)), **overrides})
 
 
 def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CMIMTLConfig:
@@ -108,7 +115,7 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
     return CMIMTLConfig(**{**dict(image_encoder=tiny_image_config().to_dict(), text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
                                   answers=answers, hidden_size=96, image_size=96, image_positions=True, max_question_length=24,
                                   question_attention=4, num_queries=16, query_start="grid", qformer_heads=4,
-                                  fusion_options={"expand": 1},
+                                  fusion_options=_narrow(overrides),
                                   projection_size=64, classifier_loss="ce", generator=t5), **overrides})
 
 # %% ../nbs/25_model.ipynb #b8452a64

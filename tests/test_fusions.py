@@ -1,0 +1,121 @@
+"""Fusions inside the whole model: every variant trains at the shapes of both small presets, options
+stay with the fusion they are meant for, and a registered fusion is saved and loaded."""
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+import cmi_mtl.model as M
+from cmi_mtl.cifr import CIFR, FUSIONS, masked_mean
+from cmi_mtl.core import InputError, seed_everything
+from cmi_mtl.encoders import build_tokenizer
+from cmi_mtl.train import VARIANTS
+
+ANSWERS = ["yes", "no", "heart", "liver"]
+WORDS = build_tokenizer(["is there a nodule in the left lung?", "which organ is enlarged?"])
+OF_FUSIONS = [name for name, changes in VARIANTS.items() if "fusion" in changes]
+LONE = {"san", "ban", "mfb", "co_attention"}
+PUBLISHED = {"san": 1, "ban": 1, "mfb": 1, "co_attention": 6}
+MAMBA = {"cross_mamba", "joint_mamba"}
+
+
+class Film(nn.Module):
+    "A reader's own fusion."
+    def __init__(self, d, dropout=0.0, gain=1.0):
+        super().__init__()
+        self.shift, self.gain = nn.Linear(d, d), gain
+
+    def forward(self, v, q, lengths):
+        return v + self.gain * self.shift(masked_mean(q, lengths))[:, None], q
+
+
+def compact_shapes(name):
+    "DINOv2-small and MiniLM as they are for the fusion, with one layer and without their weights."
+    size = dict(hidden_size=384, num_hidden_layers=1)
+    if "dino" in name:
+        return AutoConfig.for_model("dinov2", num_attention_heads=6, patch_size=14, image_size=518,
+                                    **size)
+    return AutoConfig.for_model("bert", num_attention_heads=12, intermediate_size=1536, **size)
+
+
+def configuration(preset, monkeypatch, **options):
+    monkeypatch.setattr(M, "encoder_config", compact_shapes)
+    make = {"tiny": M.tiny_config, "compact": M.compact_config}[preset]
+    return make(ANSWERS, WORDS, **options)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "compact"])
+@pytest.mark.parametrize("variant", OF_FUSIONS)
+def test_every_fusion_variant_trains(preset, variant, monkeypatch):
+    config = configuration(preset, monkeypatch, **VARIANTS[variant])
+    assert config.fusion_layers == PUBLISHED.get(config.fusion, 2)
+    lone = variant in LONE
+    assert (config.fvta, config.ffae, config.global_path) == (not lone,) * 3 and config.cifr
+    seed_everything(0)
+    net = M.CMIMTL(config).train().freeze_encoders()
+    batch = M.example_batch(config, size=4)
+    trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    optimiser = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0)
+    for _ in range(2):
+        loss = net(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        assert loss.isfinite() and all(p.grad.isfinite().all() for p in trained.values())
+        optimiser.step()
+    still = [n for n, p in trained.items() if torch.equal(p, before[n])]
+    assert not still
+
+
+@pytest.mark.parametrize("preset", ["tiny", "compact"])
+def test_options_of_a_preset_stay_with_mamba(preset, monkeypatch):
+    assert configuration(preset, monkeypatch).fusion_options == {"expand": 1}
+    for fusion in FUSIONS:
+        config = configuration(preset, monkeypatch, fusion=fusion)
+        assert config.fusion_options == ({"expand": 1} if fusion in MAMBA else {})
+        with torch.device("meta"): CIFR(config.hidden_size, fusion, **config.fusion_options)
+    given = configuration(preset, monkeypatch, fusion="san", fusion_options={"hops": 3})
+    assert given.fusion_options == {"hops": 3}
+    given = configuration(preset, monkeypatch, fusion_options={"d_state": 4})
+    assert given.fusion_options == {"d_state": 4}                   # replaced, not mixed
+
+
+SMALL = {"san": dict(hidden=24, attention=12), "ban": dict(hidden=24, glimpses=2),
+         "mfb": dict(width=20, hidden=12), "film": dict(gain=2.0)}
+
+
+@pytest.mark.parametrize("fusion", [*FUSIONS, "film"])
+def test_a_model_keeps_its_fusion(fusion, tmp_path, monkeypatch):
+    monkeypatch.setitem(FUSIONS, "film", Film)
+    options = SMALL.get(fusion, {})
+    config = M.tiny_config(ANSWERS, WORDS, fusion=fusion, fusion_layers=1, fusion_options=options)
+    nets = [M.CMIMTL(config).eval()]
+    for folder in ("once", "twice"):
+        nets[-1].save_pretrained(tmp_path / folder)
+        nets.append(M.CMIMTL.from_pretrained(tmp_path / folder).eval())
+    batch = M.example_batch(config)
+    logits, *again = (net(**batch).logits for net in nets)
+    for other in again: torch.testing.assert_close(other, logits)
+    assert nets[-1].config.fusion_options == options
+
+
+def test_a_fusion_that_is_not_registered_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(FUSIONS, "film", Film)
+    M.CMIMTL(M.tiny_config(ANSWERS, WORDS, fusion="film")).save_pretrained(tmp_path)
+    monkeypatch.delitem(FUSIONS, "film")
+    with pytest.raises(InputError) as e: M.CMIMTL.from_pretrained(tmp_path)
+    assert len(e.value.problems) == 1
+    for part in ("fusion='film'", "import its module", "FUSIONS['film'] = YourBlock", "joint_mamba"):
+        assert part in str(e.value)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_mixed_precision_agrees(fusion):
+    seed_everything(0)
+    net, lengths = CIFR(64, fusion, 1, **SMALL.get(fusion, {})).eval(), torch.tensor([9, 4])
+    v, q = torch.randn(2, 12, 64), torch.randn(2, 9, 64)
+    whole = net(v, q, lengths)
+    with torch.autocast("cpu", torch.bfloat16): half = net(v, q, lengths)
+    for a, b in zip(whole, half):
+        assert b.isfinite().all()
+        assert (a[:, :4] - b[:, :4]).norm() < 0.05 * a[:, :4].norm()
