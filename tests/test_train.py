@@ -204,6 +204,26 @@ def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
     assert_alike(falls["record"]["validation"], stays["record"]["validation"])      # by the last weights
 
 
+def test_a_trial_never_looks_at_the_test_split(settings, alone, tmp_path, monkeypatch):
+    asked, predict = set(), T.predict
+
+    def watched(run, rows, *args, **kwargs):
+        asked.update(run.data.samples[i].split for i in rows)
+        return predict(run, rows, *args, **kwargs)
+
+    monkeypatch.setattr(T, "predict", watched)
+    record = T.train(settings, tmp_path / "trial", trial=True)
+    assert asked == {"validation"}
+    assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == ["history.jsonl", "record.json"]
+    assert record["experiment"] == "trial" and record["test_scorings"] == 0
+    assert not {"test", "test_generated", "nearest_question"} & record.keys()
+    assert_alike(record["validation"], alone["record"]["validation"])
+    everything = replace(settings, train_on="train+validation")
+    with pytest.raises(InputError, match="no validation split is held out"):
+        T.train(everything, tmp_path / "none", trial=True)
+    assert not (tmp_path / "none").exists()
+
+
 def test_trained_on_all_but_test(settings, alone, tmp_path):
     T.train(replace(settings, train_on="train+validation"), tmp_path)
     record, splits = outcome(tmp_path)["record"], made_run.SPLITS
