@@ -110,21 +110,35 @@ def _lines(record: dict) -> str:
     dumps = lambda x, **how: json.dumps(x, ensure_ascii=False, allow_nan=False, **how)
     parts = {k: dumps(x, indent=1).replace("\n", "\n ") for k, x in record.items()}
     if "history" in record: parts["history"] = "[\n" + ",\n".join(f"  {dumps(row)}" for row in record["history"]) + "\n ]"
-    columns = [f"  {dumps(k)}: {dumps(x)}" for k, x in record["per_question"].items()]
-    parts["per_question"] = "{\n" + ",\n".join(columns) + "\n }"
+    if "per_question" in record:
+        columns = [f"  {dumps(k)}: {dumps(x)}" for k, x in record["per_question"].items()]
+        parts["per_question"] = "{\n" + ",\n".join(columns) + "\n }"
     return "{\n" + ",\n".join(f" {dumps(k)}: {part}" for k, part in parts.items()) + "\n}\n"
+
+# %% ../nbs/42_tables.ipynb #914b715d
+def _of_run(run: Path, name: str) -> Path:
+    if (run / name).is_file(): return run / name
+    raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
+
+
+def _publish_trial(run: Path, record: dict, records: str | Path) -> Path:
+    record, _ = without_names(record, [])
+    s = record["settings"]
+    target = Path(records) / "trials" / f"{s['dataset']}-{s['variant']}-{run.resolve().name}.json"
+    write_text(target, _lines(record))
+    return target
 
 
 def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     """Copy a finished run's record, and what was measured on each test question, to
     `records/<experiment>-<dataset>-<variant>-seed<k>.json` (no seed where none was used), without texts
-    and names; of the first phantom run also the picture of its answers. Raises `InputError` when the run is not finished, or when its record has no schema or another one."""
+    and names; of the first phantom run also the picture of its answers. A trial's record goes to
+    `records/trials/<dataset>-<variant>-<name of the run's folder>.json`. Raises `InputError` when the run is not finished, or when its record has no schema or another one."""
     run = Path(run)
-    for name in ("record.json", "predictions.jsonl"):
-        if not (run / name).is_file(): raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
-    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    record = json.loads(_of_run(run, "record.json").read_text(encoding="utf-8"))
     check_schema(record, str(run / "record.json"))
-    rows = read_jsonl(run / "predictions.jsonl")
+    if record["experiment"] == "trial": return _publish_trial(run, record, records)
+    rows = read_jsonl(_of_run(run, "predictions.jsonl"))
     if "test_generated" in record:
         rows = [{**r, **text_scores(normalise_answer(r["generated"]), r["answer"])} for r in rows]
         record["corpus_bleu4"] = corpus_bleu(rows)
