@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from .core import InputError, Problem
+from .core import InputError, Problem, sha256_file
 from .encoders import image_tokens, load_encoder, token_grid
 from .images import image_to_pixels
 from .metrics import format_score, score, sentence_vectors
@@ -163,11 +163,14 @@ def baseline_rows(name: str, samples: list[VQASample], refit: bool = False, view
                                for split in ("train", "validation", "test"))
     chosen = (best_strength(name, train, validation),) if name in STRENGTHS else ()
     said = BASELINES[name](train + validation if refit else train, test, *chosen)
-    return [_row(s, answer) for s, answer in zip((s for s in samples if s.split == "test"), said)]
+    asked = [s for s in samples if s.split == "test"]
+    files = {s.image: s.image_digest for s in asked}
+    digests = {path: known or sha256_file(path) for path, known in files.items()}
+    return [_row(s, answer, digests[s.image]) for s, answer in zip(asked, said)]
 
 
-def _row(s: VQASample, answer: str) -> dict:
+def _row(s: VQASample, answer: str, digest: str) -> dict:
     named = ("qid", "image_id", "answer_type", "question_type", "organ", "modality", "linked_id", "question")
     truth = normalise_answer(s.answer)
-    return {**{k: getattr(s, k) for k in named}, "image_digest": s.image_digest, "answer": truth,
+    return {**{k: getattr(s, k) for k in named}, "image_digest": digest, "answer": truth,
             "predicted": answer, "correct": answer == truth}
