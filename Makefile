@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run test ask publish notebooks readme clean
+.PHONY: help run paper test ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also SEED=1, VARIANT=pooled'
 	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/33_train.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
+	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables of the paper: what is left of them. Also STUDY=smoke, J=2'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
@@ -38,6 +39,10 @@ run: THREADS = $(if $(filter phantom,$(DATASET)),OMP_NUM_THREADS=$${OMP_NUM_THRE
 run: .venv/ready
 	@$(THREADS) $(BIN)/python -m cmi_mtl.run nbs/experiments/train.ipynb -p dataset $(DATASET) -p variant $(VARIANT) -p seed $(SEED) \
 	  -p data_options '{}' -p epochs null $(ARGS)
+
+# J runs at once, by default one for each core; each takes one thread. ARGS goes to Snakemake.
+paper: .venv/ready
+	@$(BIN)/python -m cmi_mtl.study start $(DATASETS) --study $(or $(STUDY),full) $(if $(J),-j $(J)) $(ARGS)
 
 # Two notebooks at a time share the cores. In tests/ a file opened without its encoding is an error (pyproject.toml).
 test: HALF = $(or $(OMP_NUM_THREADS),$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'))
