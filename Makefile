@@ -42,7 +42,7 @@ run: .venv/ready
 
 # J runs at once, by default one for each core; each takes one thread. ARGS goes to Snakemake.
 paper: .venv/ready
-	@$(BIN)/python -m cmi_mtl.study start $(DATASETS) --study $(or $(STUDY),full) $(if $(J),-j $(J)) $(ARGS)
+	@$(BIN)/python -m cmi_mtl.study $(DATASETS) --study $(or $(STUDY),full) $(if $(J),-j $(J)) $(ARGS)
 
 # Two notebooks at a time share the cores. In tests/ a file opened without its encoding is an error (pyproject.toml).
 test: HALF = $(or $(OMP_NUM_THREADS),$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EIGHT', 'EXPERIMENTS', 'TINY', 'SMOKE', 'STUDIES', 'EXPERIMENT_NOTEBOOKS', 'Block', 'load_study', 'PlannedRun',
-           'planned', 'check', 'fingerprint', 'unlike', 'top_of', 'place', 'record_at', 'sync', 'make_plan',
-           'planned_tables', 'said_into', 'say', 'drop_other_checkpoints', 'train_run', 'publish_run', 'make_table',
-           'only_one', 'snakemake_command', 'snakemake', 'load_all', 'prepare', 'start', 'failures', 'main']
+           'planned', 'check', 'fingerprint', 'unlike', 'top_of', 'place', 'record_at', 'sync',
+           'drop_other_checkpoints', 'notebook_command', 'train_command', 'publish_command', 'table_row',
+           'planned_tables', 'make_plan', 'say', 'only_one', 'snakemake_command', 'snakemake', 'load_all', 'prepare',
+           'start', 'failures', 'main']
 
-# %% ../nbs/44_study.ipynb #567b4a38
-import argparse, contextlib, dataclasses, fcntl, json, os, shutil, signal, subprocess, sys
-import time, traceback
+# %% ../nbs/44_study.ipynb #e6dc4fbb
+import argparse, contextlib, dataclasses, fcntl, json, os, shlex, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,9 @@ from .datasets import LOADERS, load_dataset
 from .encoders import build_tokenizer
 from .model import CMIMTL, tiny_config
 from .train import SENSITIVITY, VARIANTS, Settings, _check_options, make_settings
-from .tables import configuration, differences, publish, without_names
-from .run import main as run_notebook
+from .tables import configuration, differences, without_names
 
-# %% ../nbs/44_study.ipynb #3b1c8b4e
+# %% ../nbs/44_study.ipynb #f3cdb7c0
 @dataclass(frozen=True)
 class Block:
     """Part of a study: `variants` with seeds 0, 1, … on the data sets asked for, or on those of them in
@@ -41,7 +40,7 @@ class Block:
 
 EIGHT = tuple(v for v, changes in VARIANTS.items() if set(changes) <= {"fvta", "cifr", "ffae"})
 
-# %% ../nbs/44_study.ipynb #f6de369c
+# %% ../nbs/44_study.ipynb #6af9854d
 EXPERIMENTS = {
     "comparison": (Block("comparison", ("cmi_mtl", "pooled"), seeds=5),),
     "ablation": (Block("ablation", (*EIGHT, "cmi_mtl_paper"), seeds=3),),
@@ -57,7 +56,7 @@ SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("
 STUDIES = {**EXPERIMENTS, "smoke": SMOKE,
            "full": tuple(block for blocks in EXPERIMENTS.values() for block in blocks)}
 
-# %% ../nbs/44_study.ipynb #4df2c469
+# %% ../nbs/44_study.ipynb #c3177da9
 def load_study(study: str) -> tuple[Block, ...]:
     """The blocks of a study: a name of `STUDIES`, or a JSON file that lists blocks.
 
@@ -89,7 +88,7 @@ def _faults(where: str, row: dict) -> list[Problem]:
     return problems + [Problem(f"{where}, {k}={row[k]!r}", "out of range", f"It must be {rule}")
                        for k, (fits, rule) in rules.items() if k in row and not fits(row[k])]
 
-# %% ../nbs/44_study.ipynb #930d8012
+# %% ../nbs/44_study.ipynb #ac56feb0
 @dataclass(frozen=True)
 class PlannedRun:
     "A train run of a study; `given`: settings put over those of the recipe."
@@ -119,7 +118,7 @@ def planned(datasets: list[str], study: str = "full") -> list[PlannedRun]:
                 runs += [PlannedRun(dataset, v, seed, b.settings) for v in b.variants]
     return [run for i, run in enumerate(runs) if run not in runs[:i]]
 
-# %% ../nbs/44_study.ipynb #b3cb283e
+# %% ../nbs/44_study.ipynb #f7391ca6
 def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     """The planned runs of a study whose settings are all right. Raises one `InputError` that lists every
     wrong data set, variant, parameter and combination."""
@@ -161,7 +160,7 @@ def _small_model(options: dict):
         what = f"no model can be built of them ({e})"
         raise InputError(Problem(f"model_options={options}", what, "Correct the option that it names")) from e
 
-# %% ../nbs/44_study.ipynb #3f0ae3ae
+# %% ../nbs/44_study.ipynb #f47ca535
 def _as_record(run: PlannedRun) -> dict:
     "As much of a record as is known before the run."
     settings = json.loads(json.dumps(dataclasses.asdict(run.settings()), default=str))
@@ -191,7 +190,7 @@ def _holds(there, wanted) -> bool:
     if not isinstance(wanted, dict): return there == wanted
     return isinstance(there, dict) and all(there.get(k) == x for k, x in wanted.items())
 
-# %% ../nbs/44_study.ipynb #8099f2f5
+# %% ../nbs/44_study.ipynb #b751d4bc
 EXPERIMENT_NOTEBOOKS = Path("nbs/experiments")
 
 
@@ -201,12 +200,11 @@ def top_of(study: str) -> Path:
 
 
 def place(run: PlannedRun, top: Path) -> dict:
-    "What the plan says of a run: its settings and its files."
-    stamp = f"{run.name}-{fingerprint(run)[:12]}"
-    record = "train-" + run.name.replace("/", "-") + ".json"
-    return {"name": run.name, **dataclasses.asdict(run), "fingerprint": fingerprint(run),
-            "folder": str(top / "runs/train" / run.name), "record": str(top / "figures/records" / record),
-            "trained": f"trained/{stamp}", "published": f"published/{stamp}"}
+    "What the plan says of a run. Paths are those below the folder of the Makefile, stamps those below runs/study/."
+    mark, record = fingerprint(run), "train-" + run.name.replace("/", "-") + ".json"
+    return {"name": run.name, "fingerprint": mark, "folder": str(top / "runs/train" / run.name),
+            "record": str(top / "figures/records" / record),
+            **{stamp: f"{stamp}/{run.name}-{mark[:12]}" for stamp in ("trained", "published")}}
 
 
 def record_at(path: str | Path) -> dict | None:
@@ -216,137 +214,85 @@ def record_at(path: str | Path) -> dict | None:
 
 
 def sync(run: PlannedRun, work: Path, row: dict) -> list[str]:
-    """Make a run's stamps what its records are. Returns in what a record at its place is not the planned
-    one, where it is not."""
+    """Make a run's stamps as its records say. Returns the names of all in which its published record is
+    of other settings."""
     local, public = record_at(Path(row["folder"], "record.json")), record_at(row["record"])
-    odd = {"trained": ["absent"] if local is None else unlike(run, local),
-           "published": ["absent"] if public is None else unlike(run, public, public=True)}
-    # experiments/train writes its record twice; the second time with this
-    if local is not None and "beyond_the_view" not in local: odd["trained"].append("unfinished")
-    if not odd["published"]: odd["trained"] = []
-    for what, why in odd.items():
-        stamp = work / row[what]
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        if why: stamp.unlink(missing_ok=True)
-        elif not stamp.exists(): stamp.touch()
-    return [] if not odd["trained"] or "absent" in odd["published"] else odd["published"]
-
-# %% ../nbs/44_study.ipynb #2547eebf
-def make_plan(datasets: list[str], study: str, runs: list[PlannedRun]) -> dict:
-    "All that the Snakefile reads; paths are those below the folder of the Makefile, stamps those below `work`."
-    top = top_of(study)
-    return {"study": study, "root": os.getcwd(), "python": sys.executable, "top": str(top),
-            "work": str(top / "runs/study"), "runs": [place(run, top) for run in runs], "tables": []}
-
-
-def planned_tables(datasets: list[str], plan: dict) -> list[dict]:
-    "Experiment and data set of each table whose notebook there is; its parameters, stamp and inputs."
-    top = Path(plan["root"], plan["top"])
-    tables = []
-    for b in load_study(plan["study"]):
-        notebook = Path(plan["root"], EXPERIMENT_NOTEBOOKS, f"{b.experiment}.ipynb")
-        for d in datasets if notebook.is_file() else ():
-            if b.datasets is not None and d not in b.datasets: continue
-            records = sorted((top / "figures/records").glob(f"*-{d}-*.json"))
-            model = top / f"runs/train/{d}/{b.variants[0]}/seed0/model"
-            row = {"experiment": b.experiment, "dataset": d, "made": f"tables/{b.experiment}-{d}",
-                   "model": str(model), "inputs": [str(p) for p in (notebook, *records)]}
-            if row["made"] not in [t["made"] for t in tables]: tables.append(row)
-    return tables
-
-# %% ../nbs/44_study.ipynb #b215890f
-@contextlib.contextmanager
-def said_into(log: Path):
-    "Within the block all that this process and those it starts say is put at the end of a file."
-    log.parent.mkdir(parents=True, exist_ok=True)
-    kept = [os.dup(n) for n in (1, 2)]
-    with open(log, "ab") as f:
-        for n in (1, 2): os.dup2(f.fileno(), n)
-    try: yield
-    finally:
-        for stream in (sys.stdout, sys.stderr): stream.flush()
-        for n, fd in zip((1, 2), kept):
-            os.dup2(fd, n)
-            os.close(fd)
-
-
-def say(text: str): print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+    # experiments/train writes a record twice; the second time with this
+    whole = local is not None and "beyond_the_view" in local
+    published = public is not None and not unlike(run, public, public=True)
+    trained = published or whole and not unlike(run, local)
+    for stamp, there in (("published", published), ("trained", trained)):
+        (work / row[stamp]).parent.mkdir(parents=True, exist_ok=True)
+        if there: (work / row[stamp]).touch()
+    if not trained: drop_other_checkpoints(Path(row["folder"]), row["fingerprint"])
+    return unlike(run, public, public=True) if public and not trained else []
 
 
 def drop_other_checkpoints(folder: Path, mark: str):
     "Throw away what the study's own unfinished run of other settings has left in this folder."
     whose = folder / "fingerprint.txt"
-    folder.mkdir(parents=True, exist_ok=True)
-    if whose.exists() and whose.read_text(encoding="utf-8") != mark:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    whose.write_text(mark, encoding="utf-8")
+    if not whose.exists() or whose.read_text(encoding="utf-8").strip() == mark: return
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    whose.unlink()
 
-# %% ../nbs/44_study.ipynb #f5e785cc
-def _attempt(log: Path, job) -> bool:
-    "Run `job`, which returns an exit code, with its output in `log`. Whether it went well."
-    with said_into(log):
-        try: code = job()
-        except Exception:
-            traceback.print_exc()
-            code = 1
-    if code == 130: raise KeyboardInterrupt
-    return code == 0
-
-
-def _left(plan: dict, work: Path) -> int:
-    return sum(not (work / row["trained"]).exists() for row in plan["runs"])
-
-
-def train_run(plan: dict, number: int) -> int:
-    "Train a run of the plan. Returns the exit code of the job."
-    row, work = plan["runs"][number], Path(plan["work"])
-    folder = Path(row["folder"])
-    options = {k: x for k, x in row["given"].items() if k != "preset"}
-    given = {"dataset": row["dataset"], "variant": row["variant"], "seed": row["seed"], "data_options": {},
-             "epochs": None, "preset": row["given"].get("preset"), "train_options": options}
-    argv = [str(EXPERIMENT_NOTEBOOKS / "train.ipynb"), "--out", str(folder)]
+# %% ../nbs/44_study.ipynb #f60919ab
+def notebook_command(name: str, folder: str, given: dict) -> str:
+    "The shell's command that runs a notebook of nbs/experiments with these parameters, into `folder`."
+    argv = [sys.executable, "-m", "cmi_mtl.run", str(EXPERIMENT_NOTEBOOKS / f"{name}.ipynb"), "--out", folder]
     for k, x in given.items(): argv += ["-p", k, json.dumps(x)]
-    drop_other_checkpoints(folder, row["fingerprint"])
-    say(f"begins  {row['name']} ({_left(plan, work)} left)")
-    start = time.perf_counter()
-    well = _attempt(folder / "log.txt", lambda: run_notebook(argv))
-    if well: (work / row["trained"]).touch()
-    seconds, left = time.perf_counter() - start, _left(plan, work)
-    say(f"ends    {row['name']} after {seconds:.0f} s ({left} left)" if well else
-        f"FAILED  {row['name']} ({left} left): {folder / 'log.txt'}")
-    return 0 if well else 1
-
-# %% ../nbs/44_study.ipynb #f5374fe4
-def publish_run(plan: dict, number: int) -> int:
-    "Publish the record of a trained run of the plan."
-    row, work = plan["runs"][number], Path(plan["work"])
-    records = Path(row["record"]).parent
-    log = Path(row["folder"], "log.txt")
-    well = _attempt(log, lambda: publish(row["folder"], records) is None)
-    if well: (work / row["published"]).touch()
-    else: say(f"FAILED  publishing {row['name']}: {log}")
-    return 0 if well else 1
+    return shlex.join(argv)
 
 
-def make_table(plan: dict, number: int) -> int:
-    "Run the notebook of a table of the plan, and copy what it wrote of that data set to figures/."
+def train_command(run: PlannedRun, folder: str) -> str:
+    "That of a run."
+    options = {k: x for k, x in run.given.items() if k != "preset"}
+    given = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed, "data_options": {}, "epochs": None,
+             "preset": run.given.get("preset"), "train_options": options}
+    return notebook_command("train", folder, given)
+
+
+def publish_command(top: Path, folder: str) -> str:
+    "That which publishes a run: from the study's top, where figures/records is."
+    argv = [sys.executable, "-m", "cmi_mtl.tables", os.path.relpath(folder, top)]
+    return f"cd {shlex.quote(str(top))} && {shlex.join(argv)}"
+
+# %% ../nbs/44_study.ipynb #3334b6da
+def table_row(b: Block, dataset: str, top: Path) -> dict:
+    "What the plan says of a table. `skip`: a path that must be there and is not, else None."
     import papermill
-    row, work, top = plan["tables"][number], Path(plan["work"]), Path(plan["top"])
-    experiment, dataset = row["experiment"], row["dataset"]
-    notebook, out = EXPERIMENT_NOTEBOOKS / f"{experiment}.ipynb", top / "runs/tables" / experiment / dataset
-    title = f"table {experiment} {dataset}"
-    given = {"dataset": dataset, "records": os.path.abspath(top / "figures/records"), "checkpoint": row["model"]}
+    notebook, out = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb", top / "runs/tables" / b.experiment / dataset
+    records = sorted((top / "figures/records").glob(f"*-{dataset}-*.json"))
+    model = top / f"runs/train/{dataset}/{b.variants[0]}/seed0/model"
+    given = {"dataset": dataset, "records": os.path.abspath(top / "figures/records"), "checkpoint": str(model)}
     known = papermill.inspect_notebook(str(notebook))
-    argv = [str(notebook), "--out", str(out)]
-    for k in given.keys() & known.keys(): argv += ["-p", k, json.dumps(given[k])]
-    well = _attempt(out / "log.txt", lambda: run_notebook(argv))
-    for path in sorted(out.glob(f"{experiment}_{dataset}.*")) if well else ():
-        shutil.copyfile(path, top / "figures" / path.name)
-    if well: (work / row["made"]).touch()
-    say(f"made    {title}" if well else f"FAILED  {title}: {out / 'log.txt'}")
-    return 0 if well else 1
+    own = {k: x for k, x in given.items() if k in known}
+    copy = ["find", str(out), "-name", f"{b.experiment}_{dataset}.*", "-exec", "cp", "{}", str(top / "figures"), ";"]
+    return {"name": f"table {b.experiment} {dataset}", "folder": str(out), "made": f"tables/{b.experiment}-{dataset}",
+            "skip": str(model) if "checkpoint" in known and not model.is_dir() else None,
+            "inputs": [os.path.abspath(p) for p in (notebook, *records)],
+            "command": f"{notebook_command(b.experiment, str(out), own)} && {shlex.join(copy)}"}
 
-# %% ../nbs/44_study.ipynb #28be06a8
+
+def planned_tables(datasets: list[str], study: str, top: Path) -> list[dict]:
+    "A row for each experiment of a study that has a notebook, and data set."
+    pairs = {(b.experiment, d): b for b in load_study(study) for d in datasets
+             if b.datasets is None or d in b.datasets}
+    there = {e: (EXPERIMENT_NOTEBOOKS / f"{e}.ipynb").is_file() for e, _ in pairs}
+    return [table_row(b, d, top) for (e, d), b in pairs.items() if there[e]]
+
+
+def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> dict:
+    "All that the Snakefile reads."
+    top, rows = top_of(study), []
+    for run in runs:
+        row = place(run, top)
+        rows.append({**row, "train": train_command(run, row["folder"]), "publish": publish_command(top, row["folder"])})
+    return {"study": study, "root": os.getcwd(), "work": str(top / "runs/study"), "runs": rows, "tables": tables}
+
+# %% ../nbs/44_study.ipynb #bb5bbdd3
+def say(text: str): print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
 @contextlib.contextmanager
 def only_one(work: Path):
     "Gives the file that is locked while the block runs. Raises `InputError` where another process holds it."
@@ -383,7 +329,7 @@ def snakemake(command: list[str], log: Path, lock) -> int:
         for n, handler in before.items(): signal.signal(n, handler)
     return 128 + heard[0] if heard else code
 
-# %% ../nbs/44_study.ipynb #4f114f69
+# %% ../nbs/44_study.ipynb #bb81703f
 def load_all(runs: list[PlannedRun]):
     "Load the data of these runs, each once. Raises one `InputError` for all that is wrong with them."
     settings = {sha256_json([s.dataset, str(s.data_root), s.data_options]): s for s in (run.settings() for run in runs)}
@@ -397,9 +343,10 @@ def load_all(runs: list[PlannedRun]):
 def prepare(runs: list[PlannedRun], plan: dict):
     "Put stamps in order, say what is left, and look whether its data are there and right."
     work = Path(plan["work"])
+    for stamp in ("trained", "published"): shutil.rmtree(work / stamp, ignore_errors=True)
     odd = {row["name"]: sync(run, work, row) for run, row in zip(runs, plan["runs"])}
     for name, why in odd.items():
-        if why: say(f"again   {name}: its record differs in {', '.join(why)}")
+        if why: say(f"again   {name}: its published record differs in {', '.join(why)}")
     left = [run for run, row in zip(runs, plan["runs"]) if not (work / row["trained"]).exists()]
     say(f"study {plan['study']}: {len(runs)} runs, {len(runs) - len(left)} of them finished, {len(left)} left")
     load_all(left)
@@ -412,13 +359,13 @@ def start(datasets: list[str], study: str = "full", jobs: int | None = None, mor
     study is at work, before the first run starts."""
     datasets = list(dict.fromkeys(datasets))
     runs = check(datasets, study)
-    plan = make_plan(datasets, study, runs)
+    plan, top = make_plan(study, runs), top_of(study)
     work = Path(plan["work"])
     with only_one(work) as lock:
         prepare(runs, plan)
-        Path(plan["top"], "figures/records").mkdir(parents=True, exist_ok=True)
+        (top / "figures/records").mkdir(parents=True, exist_ok=True)
         for target in ("runs", "tables"):
-            if target == "tables": plan["tables"] = _with_models(planned_tables(datasets, plan))
+            if target == "tables": plan["tables"] = _possible(planned_tables(datasets, study, top))
             write_json(work / "plan.json", plan)
             code = snakemake(snakemake_command(plan, target, jobs, more), work / "snakemake.log", lock)
             if code > 128:
@@ -426,21 +373,19 @@ def start(datasets: list[str], study: str = "full", jobs: int | None = None, mor
                 return code
     return 0 if {"-n", "--dry-run"} & set(more) else _report(plan)
 
-# %% ../nbs/44_study.ipynb #edab330e
-def _with_models(tables: list[dict]) -> list[dict]:
+# %% ../nbs/44_study.ipynb #6cce692f
+def _possible(tables: list[dict]) -> list[dict]:
     "Without those that explain a model which is not on this machine; that is said."
-    there = [t for t in tables if t["experiment"] != "interpretability" or Path(t["model"]).is_dir()]
     for t in tables:
-        if t not in there: say(f"left out: {t['experiment']} {t['dataset']}, there is no model in {t['model']}")
-    return there
+        if t["skip"]: say(f"left out: {t['name']}, there is no {t['skip']}")
+    return [t for t in tables if not t["skip"]]
 
 
 def failures(plan: dict) -> dict[str, Path]:
     "Each run that is not published and table that is not made, with the log that says why."
-    work, top = Path(plan["work"]), Path(plan["top"])
-    missing = {row["name"]: Path(row["folder"]) for row in plan["runs"] if not (work / row["published"]).exists()}
-    missing |= {f"table {t['experiment']} {t['dataset']}": top / "runs/tables" / t["experiment"] / t["dataset"]
-                for t in plan["tables"] if not (work / t["made"]).exists()}
+    work = Path(plan["work"])
+    rows = [(row, row["published"]) for row in plan["runs"]] + [(row, row["made"]) for row in plan["tables"]]
+    missing = {row["name"]: Path(row["folder"]) for row, stamp in rows if not (work / stamp).exists()}
     logs = {title: folder / "log.txt" for title, folder in missing.items()}
     return {title: log if log.exists() else work / "snakemake.log" for title, log in logs.items()}
 
@@ -454,29 +399,17 @@ def _report(plan: dict) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    "The command line. Returns the exit code: 2 for bad input, said on stderr, else that of `start` or of a job."
-    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description="Run a study with Snakemake.")
-    parts = parser.add_subparsers(dest="what", required=True)
-    whole = parts.add_parser("start", help="make what is left of a study; other options go to Snakemake")
-    whole.add_argument("datasets", nargs="*", metavar="DATASET")
-    whole.add_argument("--study", default="full", help=f"{', '.join(STUDIES)}, or a JSON file")
-    whole.add_argument("-j", "--jobs", type=int, help="so many at once; by default one for each core")
-    jobs = {"train": train_run, "publish": publish_run, "table": make_table}
-    for name in jobs:
-        part = parts.add_parser(name, help="a job, as the Snakefile starts it")
-        part.add_argument("plan", type=Path)
-        part.add_argument("number", type=int)
+    "The command line. Returns the exit code: 2 for bad input, said on stderr, else that of `start`."
+    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description="Make what is left of a study. Options not named here go to Snakemake.")
+    parser.add_argument("datasets", nargs="*", metavar="DATASET")
+    parser.add_argument("--study", default="full", help=f"{', '.join(STUDIES)}, or a JSON file")
+    parser.add_argument("-j", "--jobs", type=int, help="so many at once; by default one for each core")
     args, more = parser.parse_known_args(argv)
-    try:
-        if args.what != "start":
-            os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-            return jobs[args.what](record_at(args.plan), args.number)
-        cores = args.jobs or (None if "--profile" in more else os.cpu_count())
-        return start(args.datasets, args.study, cores, more)
+    cores = args.jobs or (None if "--profile" in more else os.cpu_count())
+    try: return start(args.datasets, args.study, cores, more)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt: return 130
 
-# %% ../nbs/44_study.ipynb #8000c138
+# %% ../nbs/44_study.ipynb #4d08b54d
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
