@@ -10,7 +10,8 @@ __all__ = ['EIGHT', 'EXPERIMENTS', 'TINY', 'SMOKE', 'STUDIES', 'EXPERIMENT_NOTEB
            'start', 'failures', 'main']
 
 # %% ../nbs/44_study.ipynb #e6dc4fbb
-import argparse, contextlib, dataclasses, fcntl, json, os, shlex, shutil, signal, subprocess, sys, time
+import argparse, contextlib, dataclasses, fcntl, json, os
+import shlex, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from .tables import configuration, differences, without_names
 # %% ../nbs/44_study.ipynb #f3cdb7c0
 @dataclass(frozen=True)
 class Block:
-    """Part of a study: `variants` with seeds 0, 1, … on the data sets asked for, or on those of them in
-    `datasets`. `settings` are put over each run's recipe. The notebook of that name in
-    nbs/experiments makes the experiment's table."""
+    """Part of a study: `variants` with seeds 0, 1, … on the data sets asked for, or on those
+    of them in `datasets`. `settings` are put over each run's recipe. The notebook in
+    nbs/experiments that has the experiment's name makes its table."""
     experiment: str
     variants: tuple[str, ...]
     seeds: int = 1
@@ -50,7 +51,8 @@ EXPERIMENTS = {
     "interpretability": (Block("interpretability", ("cmi_mtl",)),),
 }
 TINY = dict(data_options={"n_images": 24}, epochs=1, batch_size=8)
-SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",), settings=TINY),
+SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",),
+               settings=TINY),
          Block("ablation", EIGHT, datasets=("phantom",), settings=TINY),
          Block("sensitivity", ("alpha=0.4",), datasets=("phantom",), settings=TINY))
 STUDIES = {**EXPERIMENTS, "smoke": SMOKE,
@@ -64,8 +66,10 @@ def load_study(study: str) -> tuple[Block, ...]:
     if study in STUDIES: return STUDIES[study]
     way_out = f"Use one of {', '.join(STUDIES)}, or a JSON file that lists blocks"
     try: rows = json.loads(Path(study).read_text(encoding="utf-8"))
-    except OSError as e: raise InputError(Problem(f"study={study!r}", "unknown study", way_out)) from e
-    except ValueError as e: raise InputError(Problem(study, f"is no JSON ({e})", way_out)) from e
+    except OSError as e:
+        raise InputError(Problem(f"study={study!r}", "unknown study", way_out)) from e
+    except ValueError as e:
+        raise InputError(Problem(study, f"is no JSON ({e})", way_out)) from e
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(Problem(study, "is no list of blocks", way_out))
     problems = [p for i, row in enumerate(rows) for p in _faults(f"{study}, block {i + 1}", row)]
@@ -77,12 +81,14 @@ def _faults(where: str, row: dict) -> list[Problem]:
     "What is wrong with a block as a file has it."
     def names(x): return isinstance(x, list) and len(x) > 0 and all(isinstance(n, str) for n in x)
     def count(x): return type(x) is int and x > 0
-    rules = {"experiment": (lambda x: isinstance(x, str), "a name"), "variants": (names, "a list of names"),
+    rules = {"experiment": (lambda x: isinstance(x, str), "a name"),
+             "variants": (names, "a list of names"),
              "seeds": (count, "a whole number of at least 1"),
              "phantom_seeds": (count, "a whole number of at least 1"),
              "datasets": (lambda x: x is None or names(x), "a list of names"),
              "settings": (lambda x: isinstance(x, dict), "names with values")}
-    problems = [Problem(f"{where}, {k!r}", "unknown", f"Known are {', '.join(rules)}") for k in row if k not in rules]
+    problems = [Problem(f"{where}, {k!r}", "unknown", f"Known are {', '.join(rules)}")
+                for k in row if k not in rules]
     problems += [Problem(where, f"{k!r} is missing", f"It must be {rules[k][1]}")
                  for k in ("experiment", "variants") if k not in row]
     return problems + [Problem(f"{where}, {k}={row[k]!r}", "out of range", f"It must be {rule}")
@@ -108,7 +114,7 @@ class PlannedRun:
 def planned(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     """The runs of a study on these data sets, each once, in the order in which they are to be made.
 
-    Within a block: seeds, then data sets, then variants. Raises `InputError` as `load_study` does."""
+    Within a block: seeds, then data sets, then variants. Raises `InputError` as `load_study`."""
     runs = []
     for b in load_study(study):
         for seed in range(max(b.seeds, b.phantom_seeds)):
@@ -120,28 +126,33 @@ def planned(datasets: list[str], study: str = "full") -> list[PlannedRun]:
 
 # %% ../nbs/44_study.ipynb #f7391ca6
 def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
-    """The planned runs of a study whose settings are all right. Raises one `InputError` that lists every
-    wrong data set, variant, parameter and combination."""
+    """The planned runs of a study whose settings are all right. Raises one `InputError` that lists
+    every wrong data set, variant, parameter and combination."""
     runs = planned(datasets, study)
-    problems = [Problem(f"dataset={d!r}", "unknown data set", f"Use one of {', '.join(sorted(LOADERS))}")
+    known = f"Use one of {', '.join(sorted(LOADERS))}"
+    problems = [Problem(f"dataset={d!r}", "unknown data set", known)
                 for d in datasets if d not in LOADERS]
-    problems += [Problem(f"dataset={d!r}", f"study {study!r} has no run on it", "Leave it out, or name another study")
+    problems += [Problem(f"dataset={d!r}", f"study {study!r} has no run on it",
+                         "Leave it out, or name another study")
                  for d in datasets if d in LOADERS and not any(run.dataset == d for run in runs)]
     for run in runs: problems += _run_problems(run)
     by_name = {}
     for run in runs: by_name.setdefault(run.name, []).append(run)
-    problems += [Problem(name, f"two blocks give it other settings: {same[0].given} and {same[1].given}",
-                         "A run has one folder: give both the same, or make it a row of VARIANTS")
+    problems += [Problem(name, f"two blocks give it {same[0].given} and {same[1].given}",
+                         "A run has one folder: give both the same, or add a row to VARIANTS")
                  for name, same in by_name.items() if len(same) > 1]
-    if not datasets: problems.append(Problem("DATASETS", "names no data set", 'make paper DATASETS="vqa_rad slake"'))
-    unlike = {(p.where, p.what): p for p in problems}       # once, though all runs of a block have it
-    if unlike: raise InputError(list(unlike.values()))
+    if not datasets:
+        problems.append(Problem("DATASETS", "names no data set", 'make paper DATASETS="slake"'))
+    # once, though all runs of a block have it
+    once = {(p.where, p.what): p for p in problems}
+    if once: raise InputError(list(once.values()))
     return runs
 
-
+# %% ../nbs/44_study.ipynb #16dc9fdb
 def _run_problems(run: PlannedRun) -> list[Problem]:
     "What is wrong with the settings of one run."
-    fixed = [Problem(f"setting {k!r}", "is the study's to give", f"Use the block's {k}s, DATASETS for data sets")
+    fixed = [Problem(f"setting {k!r}", "is the study's to give",
+                     f"Use the block's {k}s, DATASETS for data sets")
              for k in ("dataset", "variant", "seed") if k in run.given]
     if fixed: return fixed
     try:
@@ -158,7 +169,8 @@ def _small_model(options: dict):
     except (TypeError, ValueError, RuntimeError) as e:
         if isinstance(e, InputError): raise
         what = f"no model can be built of them ({e})"
-        raise InputError(Problem(f"model_options={options}", what, "Correct the option that it names")) from e
+        raise InputError(Problem(f"model_options={options}", what,
+                                 "Correct the option that it names")) from e
 
 # %% ../nbs/44_study.ipynb #f47ca535
 def _as_record(run: PlannedRun) -> dict:
@@ -182,11 +194,12 @@ def unlike(run: PlannedRun, record: dict, public: bool = False) -> list[str]:
     if record["settings"]["seed"] != run.seed: odd.append("settings.seed")
     changes = json.loads(json.dumps({**VARIANTS[run.variant], **run.settings().model_options}))
     there = record["model"]
-    return odd + [f"model.{k}" for k, x in changes.items() if k in there and not _holds(there[k], x)]
+    differ = [k for k, x in changes.items() if k in there and not _holds(there[k], x)]
+    return odd + [f"model.{k}" for k in differ]
 
 
 def _holds(there, wanted) -> bool:
-    "Whether a value is the wanted one; a record's options are those given and the defaults of the others."
+    "Whether a value is the wanted one; a record's options hold defaults, too."
     if not isinstance(wanted, dict): return there == wanted
     return isinstance(there, dict) and all(there.get(k) == x for k, x in wanted.items())
 
@@ -200,7 +213,7 @@ def top_of(study: str) -> Path:
 
 
 def place(run: PlannedRun, top: Path) -> dict:
-    "What the plan says of a run. Paths are those below the folder of the Makefile, stamps those below runs/study/."
+    "What the plan says of a run. Paths lie below the Makefile's folder, stamps below runs/study/."
     mark, record = fingerprint(run), "train-" + run.name.replace("/", "-") + ".json"
     return {"name": run.name, "fingerprint": mark, "folder": str(top / "runs/train" / run.name),
             "record": str(top / "figures/records" / record),
@@ -212,10 +225,10 @@ def record_at(path: str | Path) -> dict | None:
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
 
-
+# %% ../nbs/44_study.ipynb #f6531140
 def sync(run: PlannedRun, work: Path, row: dict) -> list[str]:
-    """Make a run's stamps as its records say. Returns the names of all in which its published record is
-    of other settings."""
+    """Make a run's stamps as its records say. Returns the names of all in which its published
+    record is of other settings."""
     local, public = record_at(Path(row["folder"], "record.json")), record_at(row["record"])
     # experiments/train writes a record twice; the second time with this
     whole = local is not None and "beyond_the_view" in local
@@ -237,8 +250,9 @@ def drop_other_checkpoints(folder: Path, mark: str):
 
 # %% ../nbs/44_study.ipynb #f60919ab
 def notebook_command(name: str, folder: str, given: dict) -> str:
-    "The shell's command that runs a notebook of nbs/experiments with these parameters, into `folder`."
-    argv = [sys.executable, "-m", "cmi_mtl.run", str(EXPERIMENT_NOTEBOOKS / f"{name}.ipynb"), "--out", folder]
+    "The shell's command that runs a notebook of nbs/experiments with these parameters."
+    notebook = str(EXPERIMENT_NOTEBOOKS / f"{name}.ipynb")
+    argv = [sys.executable, "-m", "cmi_mtl.run", notebook, "--out", folder]
     for k, x in given.items(): argv += ["-p", k, json.dumps(x)]
     return shlex.join(argv)
 
@@ -246,8 +260,8 @@ def notebook_command(name: str, folder: str, given: dict) -> str:
 def train_command(run: PlannedRun, folder: str) -> str:
     "That of a run."
     options = {k: x for k, x in run.given.items() if k != "preset"}
-    given = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed, "data_options": {}, "epochs": None,
-             "preset": run.given.get("preset"), "train_options": options}
+    given = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed, "data_options": {},
+             "epochs": None, "preset": run.given.get("preset"), "train_options": options}
     return notebook_command("train", folder, given)
 
 
@@ -260,14 +274,18 @@ def publish_command(top: Path, folder: str) -> str:
 def table_row(b: Block, dataset: str, top: Path) -> dict:
     "What the plan says of a table. `skip`: a path that must be there and is not, else None."
     import papermill
-    notebook, out = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb", top / "runs/tables" / b.experiment / dataset
-    records = sorted((top / "figures/records").glob(f"*-{dataset}-*.json"))
+    notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
+    out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
+    records = sorted((figures / "records").glob(f"*-{dataset}-*.json"))
     model = top / f"runs/train/{dataset}/{b.variants[0]}/seed0/model"
-    given = {"dataset": dataset, "records": os.path.abspath(top / "figures/records"), "checkpoint": str(model)}
+    given = {"dataset": dataset, "records": os.path.abspath(figures / "records"),
+             "checkpoint": str(model)}
     known = papermill.inspect_notebook(str(notebook))
     own = {k: x for k, x in given.items() if k in known}
-    copy = ["find", str(out), "-name", f"{b.experiment}_{dataset}.*", "-exec", "cp", "{}", str(top / "figures"), ";"]
-    return {"name": f"table {b.experiment} {dataset}", "folder": str(out), "made": f"tables/{b.experiment}-{dataset}",
+    files = f"{b.experiment}_{dataset}.*"
+    copy = ["find", str(out), "-name", files, "-exec", "cp", "{}", str(figures), ";"]
+    return {"name": f"table {b.experiment} {dataset}", "folder": str(out),
+            "made": f"tables/{b.experiment}-{dataset}",
             "skip": str(model) if "checkpoint" in known and not model.is_dir() else None,
             "inputs": [os.path.abspath(p) for p in (notebook, *records)],
             "command": f"{notebook_command(b.experiment, str(out), own)} && {shlex.join(copy)}"}
@@ -286,8 +304,10 @@ def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> di
     top, rows = top_of(study), []
     for run in runs:
         row = place(run, top)
-        rows.append({**row, "train": train_command(run, row["folder"]), "publish": publish_command(top, row["folder"])})
-    return {"study": study, "root": os.getcwd(), "work": str(top / "runs/study"), "runs": rows, "tables": tables}
+        rows.append({**row, "train": train_command(run, row["folder"]),
+                     "publish": publish_command(top, row["folder"])})
+    return {"study": study, "root": os.getcwd(), "work": str(top / "runs/study"), "runs": rows,
+            "tables": tables}
 
 # %% ../nbs/44_study.ipynb #bb5bbdd3
 def say(text: str): print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
@@ -295,25 +315,27 @@ def say(text: str): print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 @contextlib.contextmanager
 def only_one(work: Path):
-    "Gives the file that is locked while the block runs. Raises `InputError` where another process holds it."
+    "Gives the file locked within the block. Raises `InputError` where another process holds it."
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "a", encoding="utf-8") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise InputError(Problem(str(work), "a study is at work there", "Wait until it ends, or stop it first")) from e
+            raise InputError(Problem(str(work), "a study is at work there",
+                                     "Wait until it ends, or stop it first")) from e
         yield f
 
 
 def snakemake_command(plan: dict, target: str, jobs: int | None, more: list[str]) -> list[str]:
     "The command line that makes `target`, runs or tables; `more` goes to Snakemake as it is."
     snakefile = EXPERIMENT_NOTEBOOKS / "Snakefile"
-    return [sys.executable, "-m", "snakemake", target, "--snakefile", str(snakefile), "--directory", plan["work"],
-            "--nolock", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "--scheduler", "greedy",
+    return [sys.executable, "-m", "snakemake", target, "--snakefile", str(snakefile),
+            "--directory", plan["work"], "--nolock", "--keep-going", "--rerun-incomplete",
+            "--rerun-triggers", "mtime", "--scheduler", "greedy",
             *([] if jobs is None else ["--jobs", str(jobs)]), *more]
 
-
+# %% ../nbs/44_study.ipynb #372097e0
 def snakemake(command: list[str], log: Path, lock) -> int:
-    "Run Snakemake until it ends or a signal comes; its exit code, 128 and the signal's number after one."
+    "Run Snakemake until it ends; its exit code, or after a signal 128 and the signal's number."
     heard = []
 
     def stop(number, _):
@@ -331,10 +353,11 @@ def snakemake(command: list[str], log: Path, lock) -> int:
 
 # %% ../nbs/44_study.ipynb #bb81703f
 def load_all(runs: list[PlannedRun]):
-    "Load the data of these runs, each once. Raises one `InputError` for all that is wrong with them."
-    settings = {sha256_json([s.dataset, str(s.data_root), s.data_options]): s for s in (run.settings() for run in runs)}
+    "Load the data of these runs, each once. Raises one `InputError` for all that is wrong."
+    settings = [run.settings() for run in runs]
+    once = {sha256_json([s.dataset, str(s.data_root), s.data_options]): s for s in settings}
     problems = []
-    for s in settings.values():
+    for s in once.values():
         try: load_dataset(s.dataset, s.data_root, **s.data_options)
         except InputError as e: problems += e.problems
     if problems: raise InputError(problems)
@@ -348,11 +371,13 @@ def prepare(runs: list[PlannedRun], plan: dict):
     for name, why in odd.items():
         if why: say(f"again   {name}: its published record differs in {', '.join(why)}")
     left = [run for run, row in zip(runs, plan["runs"]) if not (work / row["trained"]).exists()]
-    say(f"study {plan['study']}: {len(runs)} runs, {len(runs) - len(left)} of them finished, {len(left)} left")
+    finished = len(runs) - len(left)
+    say(f"study {plan['study']}: {len(runs)} runs, {finished} of them finished, {len(left)} left")
     load_all(left)
 
-
-def start(datasets: list[str], study: str = "full", jobs: int | None = None, more: list[str] = ()) -> int:
+# %% ../nbs/44_study.ipynb #93daaeb3
+def start(datasets: list[str], study: str = "full", jobs: int | None = None,
+          more: list[str] = ()) -> int:
     """Make what is left of a study. Returns 0, 1 where something failed, 130 or 143 when stopped.
 
     `jobs`: so many runs at once. Raises `InputError` for wrong settings or data, and where another
@@ -367,7 +392,8 @@ def start(datasets: list[str], study: str = "full", jobs: int | None = None, mor
         for target in ("runs", "tables"):
             if target == "tables": plan["tables"] = _possible(planned_tables(datasets, study, top))
             write_json(work / "plan.json", plan)
-            code = snakemake(snakemake_command(plan, target, jobs, more), work / "snakemake.log", lock)
+            command = snakemake_command(plan, target, jobs, more)
+            code = snakemake(command, work / "snakemake.log", lock)
             if code > 128:
                 say("stopped; the same command goes on")
                 return code
@@ -384,9 +410,10 @@ def _possible(tables: list[dict]) -> list[dict]:
 def failures(plan: dict) -> dict[str, Path]:
     "Each run that is not published and table that is not made, with the log that says why."
     work = Path(plan["work"])
-    rows = [(row, row["published"]) for row in plan["runs"]] + [(row, row["made"]) for row in plan["tables"]]
-    missing = {row["name"]: Path(row["folder"]) for row, stamp in rows if not (work / stamp).exists()}
-    logs = {title: folder / "log.txt" for title, folder in missing.items()}
+    rows = [(row, row["published"]) for row in plan["runs"]]
+    rows += [(row, row["made"]) for row in plan["tables"]]
+    logs = {row["name"]: Path(row["folder"], "log.txt")
+            for row, stamp in rows if not (work / stamp).exists()}
     return {title: log if log.exists() else work / "snakemake.log" for title, log in logs.items()}
 
 
@@ -397,13 +424,14 @@ def _report(plan: dict) -> int:
     for title, log in failed.items(): print(f"  {title}: {log}", flush=True)
     return 1 if failed else 0
 
-
+# %% ../nbs/44_study.ipynb #33c193c3
 def main(argv: list[str] | None = None) -> int:
-    "The command line. Returns the exit code: 2 for bad input, said on stderr, else that of `start`."
-    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description="Make what is left of a study. Options not named here go to Snakemake.")
+    "The command line. Returns 2 for bad input, said on stderr, else what `start` returns."
+    about = "Make what is left of a study. Options not named here go to Snakemake."
+    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description=about)
     parser.add_argument("datasets", nargs="*", metavar="DATASET")
     parser.add_argument("--study", default="full", help=f"{', '.join(STUDIES)}, or a JSON file")
-    parser.add_argument("-j", "--jobs", type=int, help="so many at once; by default one for each core")
+    parser.add_argument("-j", "--jobs", type=int, help="so many at once; usually one a core")
     args, more = parser.parse_known_args(argv)
     cores = args.jobs or (None if "--profile" in more else os.cpu_count())
     try: return start(args.datasets, args.study, cores, more)
