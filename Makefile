@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run test ask publish notebooks readme clean
+.PHONY: help run paper test ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,11 +25,11 @@ help:
 	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also SEED=1, VARIANT=pooled'
 	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/33_train.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
+	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables that are left. J=2 at once, STUDY=smoke: nbs/44_study.ipynb'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
-	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
-	@echo 'make readme                 make README.md from nbs/index.ipynb'
+	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all. make readme: README.md'
 	@echo 'make clean                  delete the environment; runs/ stays'
 	@echo 'The first call makes the environment in .venv: about 3 minutes, 2 GB. Python 3.11 and pip are all it needs.'
 
@@ -38,6 +38,10 @@ run: THREADS = $(if $(filter phantom,$(DATASET)),OMP_NUM_THREADS=$${OMP_NUM_THRE
 run: .venv/ready
 	@$(THREADS) $(BIN)/python -m cmi_mtl.run nbs/experiments/train.ipynb -p dataset $(DATASET) -p variant $(VARIANT) -p seed $(SEED) \
 	  -p data_options '{}' -p epochs null $(ARGS)
+
+# J runs at once, by default one for each core; each takes one thread. ARGS goes to Snakemake.
+paper: .venv/ready
+	@$(BIN)/python -m cmi_mtl.study $(DATASETS) --study $(or $(STUDY),full) $(if $(J),-j $(J)) $(ARGS)
 
 # Two notebooks at a time share the cores. In tests/ a file opened without its encoding is an error (pyproject.toml).
 test: HALF = $(or $(OMP_NUM_THREADS),$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'))

@@ -1,0 +1,184 @@
+"""A study that is killed and goes on, whose runs fail, whose settings change, that is cloned: the
+command as a person uses it, with runs of seconds."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+import made_data
+from cmi_mtl.core import InputError, write_json
+from cmi_mtl.study import SMOKE, check, main
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = SMOKE[0].settings
+OVQA = {"preset": "tiny", "epochs": 1, "batch_size": 4}
+FAILING = {**SMALL, "device": "cuda:77"}          # what a machine has is seen when a run begins
+
+
+def block(dataset, variant, settings, **more):
+    return {"experiment": "small", "variants": [variant], "datasets": [dataset],
+            "settings": settings, **more}
+
+
+BLOCKS = [block("phantom", "pooled", SMALL, phantom_seeds=2), block("phantom", "no_cifr", FAILING),
+          block("ovqa", "pooled", OVQA)]
+NAMES = ["phantom/pooled/seed0", "phantom/pooled/seed1", "ovqa/pooled/seed0"]
+
+
+def command(*args): return [sys.executable, "-m", "cmi_mtl.study", *map(str, args)]
+
+
+def options(top, out=subprocess.PIPE):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CMI_MTL_DATA": str(top / "data"),
+           "HF_HUB_OFFLINE": "1"}
+    return dict(cwd=top, env=env, stdout=out, stderr=subprocess.STDOUT, encoding="utf-8")
+
+
+def start(top, *args):
+    "(exit code, what was said) of the study of `top`/few.json."
+    whole = command("phantom", "ovqa", "--study", "few.json", "-j", 2, *args)
+    done = subprocess.run(whole, **options(top))
+    return done.returncode, done.stdout
+
+
+def record(top, name): return top / "runs/few/runs/train" / name / "record.json"
+
+
+def published(top, name):
+    return top / f"runs/few/figures/records/train-{name.replace('/', '-')}.json"
+
+
+def settings_of(path): return json.loads(path.read_text(encoding="utf-8"))["settings"]
+
+
+def began(said): return sorted(line.split()[2] for line in said.splitlines() if " begins " in line)
+
+
+def children_of(process): return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A folder whose study was killed, with all its processes, when one run had ended and another
+    was on its way, and was started again: the folder, the time of the first record before that,
+    and (exit code, what was said) of the second start."""
+    top = tmp_path_factory.mktemp("a study")
+    others = shutil.ignore_patterns("[!t]*.ipynb")
+    shutil.copytree(ROOT / "nbs/experiments", top / "nbs/experiments", ignore=others)
+    made_data.write(made_data.ovqa_files(), top / "data/ovqa")
+    write_json(top / "few.json", BLOCKS)
+    with open(top / "said.txt", "w", encoding="utf-8") as out:
+        process = subprocess.Popen(command("phantom", "ovqa", "--study", "few.json", "-j", 1),
+                                   start_new_session=True, **options(top, out))
+    said = lambda: (top / "said.txt").read_text(encoding="utf-8")
+    wait(lambda: len(began(said())) > 1 and not process.poll())
+    wait(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in children_of(process)))
+    left = children_of(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # a kernel has a session of its own; it ends when it sees that it is alone
+    psutil.wait_procs(left, timeout=60)
+    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert began(said()) == sorted(NAMES[:2])
+    assert [record(top, n).exists() for n in NAMES] == [True, False, False]
+    return top, record(top, NAMES[0]).stat().st_mtime_ns, start(top)
+
+
+def wait(until, seconds=300):
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.1)
+
+
+def test_killed_study_goes_on(studied):
+    top, before, (code, said) = studied
+    assert began(said) == sorted([*NAMES[1:], "phantom/no_cifr/seed0"]), said
+    assert "4 runs, 1 of them finished, 3 left" in said
+    assert record(top, NAMES[0]).stat().st_mtime_ns == before
+    assert all(published(top, name).exists() for name in NAMES)
+    assert settings_of(published(top, NAMES[2]))["dataset"] == "ovqa"
+
+
+def test_failed_run_is_named_and_stops_nothing(studied):
+    top, _, (code, said) = studied
+    assert code == 1
+    end = said[said.index("1 failed; the same command tries them again:"):].split()
+    log = Path(end[-1])
+    assert end[-2] == "phantom/no_cifr/seed0:"
+    assert log == Path("runs/few/runs/train/phantom/no_cifr/seed0/log.txt")
+    assert "cuda:77" in (top / log).read_text(encoding="utf-8")
+    # logs are not for the terminal
+    assert "Traceback" not in said and "epoch" not in said and len(said.splitlines()) < 12, said
+    assert sum(" FAILED " in line for line in said.splitlines()) == 1
+
+
+def test_clone_with_its_records_has_nothing_to_do_but_what_changed(studied, tmp_path):
+    top, clone = studied[0], tmp_path / "clone"
+    runs = lambda folder, names: ["runs"] if Path(folder).name == "few" else []
+    shutil.copytree(top, clone, ignore=runs)
+    blocks = [BLOCKS[0], {**BLOCKS[2], "settings": {**OVQA, "epochs": 2}}]   # none that fails
+    write_json(clone / "few.json", blocks)
+    before = {name: published(clone, name).stat().st_mtime_ns for name in NAMES}
+    code, said = start(clone)
+    assert code == 0 and began(said) == ["ovqa/pooled/seed0"], said
+    assert "its published record differs in settings.epochs" in said
+    assert "3 runs, 2 of them finished, 1 left" in said
+    kept = [n for n in NAMES if published(clone, n).stat().st_mtime_ns == before[n]]
+    assert kept == NAMES[:2] and settings_of(published(clone, NAMES[2]))["epochs"] == 2
+    assert not record(clone, NAMES[0]).exists()
+
+
+def refused(capsys, monkeypatch, top, blocks):
+    "What the command says that stops, in this process, before the first run."
+    write_json(top / "few.json", blocks)
+    monkeypatch.chdir(top)
+    monkeypatch.setenv("CMI_MTL_DATA", str(top / "nowhere"))
+    assert main(["phantom", "ovqa", "--study", "few.json"]) == 2
+    assert not list(top.glob("runs/few/runs/train/*"))
+    return "".join(capsys.readouterr())
+
+
+def test_wrong_settings_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
+    wrong = [BLOCKS[0], block("phantom", "no_such", SMALL),
+             block("phantom", "cmi_mtl", {"epochs": 0})]
+    said = refused(capsys, monkeypatch, tmp_path, wrong)
+    for part in ("3 problems found", "epochs=0", "variant='no_such'", "dataset='ovqa'"):
+        assert part in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
+    assert "OVQA is given out" in refused(capsys, monkeypatch, tmp_path, BLOCKS)
+
+
+@pytest.mark.parametrize("model, part", [
+    ({"fusion": "magic"}, "unknown fusion"), ({"num_queries": 15}, "is no square"),
+    ({"fvtaa": True}, "model option 'fvtaa'"), ({"fusion_options": {"speed": 1}}, "speed")])
+def test_model_options_are_tried(tmp_path, model, part):
+    write_json(tmp_path / "s.json", [block("slake", "cmi_mtl", {"model_options": model})])
+    with pytest.raises(InputError, match=part): check(["slake"], str(tmp_path / "s.json"))
+
+
+def test_slurm_profile_plans_the_jobs(studied, tmp_path):
+    "A dry run: a job for each run, with what the profile asks for. No slurm is at hand."
+    top, clone = studied[0], tmp_path / "clone"
+    shutil.copytree(top, clone, ignore=shutil.ignore_patterns("runs"))
+    code, said = start(clone, "--profile", "nbs/experiments/slurm", "--dry-run")
+    assert code == 0, said
+    text = (ROOT / "nbs/experiments/slurm/config.yaml").read_text(encoding="utf-8")
+    profile = yaml.safe_load(text)
+    assert profile["executor"] == "slurm"
+    jobs = [text for text in said.split("\n[") if "rule train_" in text]
+    assert len(jobs) == 4
+    for text in jobs:
+        for k in ("mem_mb", "runtime", "cpus_per_task"):
+            assert f"{k}={profile['default-resources'][k]}" in text
