@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'NOTHING_ELSE', 'MEVF', 'VARIANTS', 'CHANGED', 'SENSITIVITY', 'RULES',
-           'FORMAT', 'Settings', 'recipe', 'make_settings', 'taught_answers', 'QuestionSet', 'augment_pixels',
-           'build_model', 'encoder_depths', 'rate_factor', 'parameter_groups', 'one_cycle', 'Progress', 'Run',
-           'start_run', 'seed_of', 'epoch_batches', 'to_inputs', 'loss_counts', 'gradients', 'gradients_that_fit',
-           'train_step', 'predict', 'prediction_rows', 'identity', 'Checkpoints', 'trained_state', 'save_run',
-           'restore_run', 'Stopped', 'heed_sigterm', 'save_and_stop', 'train_epoch', 'validate', 'look_at_test',
-           'log_epoch', 'fit', 'calibrate', 'encoder_record', 'fusion_options', 'shapes_digest', 'model_record',
-           'model_from_record', 'without_the_picture', 'near_training', 'data_summary', 'prepare_samples',
-           'start_accelerator', 'coverage_line', 'prepare_run', 'train', 'score_test', 'finish', 'launch', 'main']
+           'FORMAT', 'Settings', 'recipe', 'variant_options', 'make_settings', 'taught_answers', 'QuestionSet',
+           'augment_pixels', 'build_model', 'encoder_depths', 'rate_factor', 'parameter_groups', 'one_cycle',
+           'Progress', 'Run', 'start_run', 'seed_of', 'epoch_batches', 'to_inputs', 'loss_counts', 'gradients',
+           'gradients_that_fit', 'train_step', 'predict', 'prediction_rows', 'identity', 'Checkpoints', 'trained_state',
+           'save_run', 'restore_run', 'Stopped', 'heed_sigterm', 'save_and_stop', 'train_epoch', 'validate',
+           'look_at_test', 'log_epoch', 'fit', 'calibrate', 'encoder_record', 'fusion_options', 'shapes_digest',
+           'model_record', 'model_from_record', 'without_the_picture', 'near_training', 'data_summary',
+           'prepare_samples', 'start_accelerator', 'coverage_line', 'prepare_run', 'train', 'score_test', 'finish',
+           'launch', 'main']
 
 # %% ../nbs/33_train.ipynb #17059763
 import argparse, contextlib, dataclasses, importlib.util, inspect, json, math, os, shutil, signal, subprocess, sys, threading, time
@@ -157,6 +158,11 @@ VARIANTS |= SENSITIVITY
 # %% ../nbs/33_train.ipynb #8f05af78
 from .audit import (AUDIT, answers_seen, audit_record, base_of, changes_of, depart, look, pads_all,
                            rate_share, watches_test)
+
+
+def variant_options(variant: str) -> dict:
+    "What a row of `VARIANTS` or `AUDIT` changes of the preset's model."
+    return {**VARIANTS[base_of(variant)], **changes_of(variant, "options")}
 
 # %% ../nbs/33_train.ipynb #51978e0c
 def _whole(low): return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
@@ -322,7 +328,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         if s.preset == "paper": generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
         else: generator_words = build_answer_tokenizer(taught)
         longest = {"max_answer_length": answer_length(generator_words, taught)}
-        own = {**VARIANTS[base_of(s.variant)], **changes_of(s.variant, "options")}
+        own = variant_options(s.variant)
         options = {**longest, **own, **s.model_options}
         if s.preset == "tiny": config = tiny_config(answers, words, generator_words, **options)
         elif s.preset == "compact": config = compact_config(answers, generator_words, **options)
