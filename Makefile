@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run paper test ask publish notebooks readme clean
+.PHONY: help run paper tables test ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/33_train.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
 	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables that are left. J=2 at once, STUDY=smoke: nbs/44_study.ipynb'
+	@echo 'make tables                 make the tables and pictures of figures/ anew from figures/records/ (1 minute)'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
@@ -42,6 +43,10 @@ run: .venv/ready
 # J runs at once, by default one for each core; each takes one thread. ARGS goes to Snakemake.
 paper: .venv/ready
 	@$(BIN)/python -m cmi_mtl.study $(DATASETS) --study $(or $(STUDY),full) $(if $(J),-j $(J)) $(ARGS)
+
+# figures/ anew from figures/records/ alone: no data, no weights, nothing trained.
+tables: .venv/ready
+	@$(BIN)/python -m cmi_mtl.study $(or $(DATASETS),phantom vqa_rad slake) --tables $(if $(J),-j $(J)) $(ARGS)
 
 # Two notebooks at a time share the cores. In tests/ a file opened without its encoding is an error (pyproject.toml).
 test: HALF = $(or $(OMP_NUM_THREADS),$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'))

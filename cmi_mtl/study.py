@@ -53,6 +53,7 @@ EXPERIMENTS = {
                     datasets=("vqa_rad", "phantom")),),
     "fusion": (Block("fusion", ("cmi_mtl", "no_cifr", *FUSED), datasets=("vqa_rad", "phantom")),),
     "sensitivity": (Block("sensitivity", ("cmi_mtl", *SENSITIVITY), datasets=("vqa_rad",)),),
+    "selection": (Block("selection", ()),),
     "interpretability": (Block("interpretability", ("cmi_mtl",)),),
 }
 TINY = dict(data_options={"n_images": 24}, epochs=1, batch_size=8)
@@ -282,7 +283,7 @@ def table_row(b: Block, dataset: str, top: Path) -> dict:
     notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
     out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
     records = sorted((figures / "records").glob(f"*-{dataset}-*.json"))
-    model = top / f"runs/train/{dataset}/{b.variants[0]}/seed0/model"
+    model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
     given = {"dataset": dataset, "records": os.path.abspath(figures / "records"),
              "checkpoint": str(model)}
     known = papermill.inspect_notebook(str(notebook))
@@ -404,19 +405,23 @@ def prepare(runs: list[PlannedRun], plan: dict):
 
 # %% ../nbs/44_study.ipynb #93daaeb3
 def start(datasets: list[str], study: str = "full", jobs: int | None = None,
-          more: list[str] = ()) -> int:
+          more: list[str] = (), only_tables: bool = False) -> int:
     """Make what is left of a study. Returns 0, 1 where something failed, 130 or 143 when stopped.
 
-    `jobs`: so many runs at once. Raises `InputError` for wrong settings or data, and where another
+    `jobs`: so many runs at once; `only_tables`: make all tables anew, of the records there are, and
+    train nothing. Raises `InputError` for wrong settings or data, and where another
     study is at work, before the first run starts."""
     datasets = list(dict.fromkeys(datasets))
     runs = check(datasets, study)
     plan, top = make_plan(study, runs), top_of(study)
     work = Path(plan["work"])
     with only_one(work) as lock:
-        prepare(runs, plan)
+        if only_tables:
+            shutil.rmtree(work / "tables", ignore_errors=True)
+            plan["runs"] = []
+        else: prepare(runs, plan)
         (top / "figures/records").mkdir(parents=True, exist_ok=True)
-        for target in ("runs", "tables"):
+        for target in ("tables",) if only_tables else ("runs", "tables"):
             if target == "tables": plan["tables"] = _possible(planned_tables(datasets, study, top))
             write_json(work / "plan.json", plan)
             command = snakemake_command(plan, target, jobs, more)
@@ -446,7 +451,7 @@ def failures(plan: dict) -> dict[str, Path]:
 
 def _report(plan: dict) -> int:
     failed = failures(plan)
-    if not failed: say("the study is finished")
+    if not failed: say("the study is finished" if plan["runs"] else "the tables are made")
     else: say(f"{len(failed)} failed; the same command tries them again:")
     for title, log in failed.items(): print(f"  {title}: {log}", flush=True)
     return 1 if failed else 0
@@ -458,10 +463,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description=about)
     parser.add_argument("datasets", nargs="*", metavar="DATASET")
     parser.add_argument("--study", default="full", help=f"{', '.join(STUDIES)}, or a JSON file")
+    parser.add_argument("--tables", action="store_true", help="train nothing, make the tables")
     parser.add_argument("-j", "--jobs", type=int, help="so many at once; usually one a core")
     args, more = parser.parse_known_args(argv)
     cores = args.jobs or (None if "--profile" in more else os.cpu_count())
-    try: return start(args.datasets, args.study, cores, more)
+    try: return start(args.datasets, args.study, cores, more, args.tables)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
