@@ -6,10 +6,10 @@
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'OLDER', 'digest', 'group_numbers', 'without_names',
            'text_scores', 'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'seed_pairs',
            'paired_difference', 'format_difference', 'is_older', 'by_variant', 'results_table', 'kinds_table',
-           'markdown_table', 'save_results', 'main']
+           'markdown_table', 'save_results', 'made_of', 'trace', 'main']
 
 # %% ../nbs/42_tables.ipynb #9487398d
-import argparse, hashlib, json, sys
+import argparse, hashlib, json, re, sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -388,15 +388,17 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
 
 def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: dict[str, pd.DataFrame],
-                 sentences: list[str], figure: plt.Figure) -> list[str]:
+                 sentences: list[str], figure: plt.Figure, sources: dict[str, dict]) -> list[str]:
     """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg` and
     `.png` (the picture) to `folder`. Returns the names of the files.
 
-    `tables`: frames of texts by title."""
+    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
+    made_of = [f"- {file}, commit {str(r['commit'])[:7]}" for file, r in sorted(sources.items())]
     parts = [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
+    parts.append("\n".join(["## Made of", "", *(made_of or ["- no record"])]))
     write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
     latex = (f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items())
     write_text(stem.with_suffix(".tex"), "\n".join(latex))
@@ -405,13 +407,41 @@ def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: d
             figure.savefig(tmp, format=kind, dpi=150, metadata=metadata)
     return [f"{name}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")]
 
+# %% ../nbs/42_tables.ipynb #7bfc38f8
+def made_of(page: str | Path) -> list[Path]:
+    """The records that a Markdown page of `save_results` names, as paths: they lie in records/ beside it.
+
+    Raises `InputError` where there is no such page, or one that names no records."""
+    page = Path(page)
+    if not page.is_file():
+        raise InputError(Problem(str(page), "there is no such page", "Give a .md file of figures/"))
+    _, heading, names = page.read_text(encoding="utf-8").partition("## Made of")
+    if not heading: raise InputError(Problem(str(page), "names no records", "Make it anew: make tables"))
+    return [page.parent / "records" / n for n in re.findall(r"^- (\S+\.json),", names, re.MULTILINE)]
+
+
+def trace(page: str | Path) -> str:
+    "For each record behind a page: commit, time, device, settings, checksums of the data, as text."
+    lines = []
+    for path in made_of(page):
+        r = json.loads(path.read_text(encoding="utf-8"))
+        data = {k: r["data"][k] for k in ("sha256_questions", "sha256_images")}
+        kept = {k: r[k] for k in ("commit", "tree_changed", "time", "device", "settings", "versions")}
+        lines += [str(path), *(f"  {k}: {json.dumps(x)}" for k, x in {**kept, "data": data}.items())]
+    return "\n".join(lines)
+
 # %% ../nbs/42_tables.ipynb #0625eecc
 def main(argv: list[str] | None = None) -> int:
     "Publish the runs named on the command line. Returns 0, or 2 for bad input."
-    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.tables", description="Publish finished runs to figures/records.")
-    parser.add_argument("runs", nargs="+", type=Path)
+    about = "Publish finished runs to figures/records, or trace a page of figures/ to its records."
+    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.tables", description=about)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("--trace", type=Path, metavar="PAGE", help="such as figures/comparison_vqa_rad.md")
+    args = parser.parse_args(argv)
+    if bool(args.runs) == bool(args.trace): parser.error("give folders of runs, or --trace and a page")
     try:
-        for run in parser.parse_args(argv).runs: print(f"published: {publish(run)}")
+        for run in args.runs: print(f"published: {publish(run)}")
+        if args.trace: print(trace(args.trace))
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
