@@ -388,17 +388,20 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
 
 def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: dict[str, pd.DataFrame],
-                 sentences: list[str], figure: plt.Figure, sources: dict[str, dict]) -> list[str]:
+                 sentences: list[str], figure: plt.Figure,
+                 sources: dict[str, dict] | None = None) -> list[str]:
     """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg` and
     `.png` (the picture) to `folder`. Returns the names of the files.
 
-    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of."""
+    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of, None
+    for what was measured on the spot."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
-    made_of = [f"- {file}, commit {str(r['commit'])[:7]}" for file, r in sorted(sources.items())]
     parts = [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
-    parts.append("\n".join(["## Made of", "", *(made_of or ["- no record"])]))
+    if sources is not None:
+        named = [f"- {n}, commit {str(r['commit'])[:7]}" for n, r in sorted(sources.items())]
+        parts.append("\n".join(["## Made of", "", *(named or ["- no record"])]))
     write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
     latex = (f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items())
     write_text(stem.with_suffix(".tex"), "\n".join(latex))
