@@ -327,7 +327,8 @@ def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> di
         row = place(run, top)
         rows.append({**row, "train": train_command(run, row["folder"]),
                      "publish": publish_command(top, row["folder"])})
-    compared = {run.dataset: run.given for run in runs if run.variant in ("cmi_mtl", "pooled")}
+    compared = {d: b.settings for b in load_study(study) if b.experiment == "comparison"
+                for d in sorted({run.dataset for run in runs}) if b.datasets is None or d in b.datasets}
     rows += [baselines_row(dataset, given, top) for dataset, given in compared.items()]
     return {"study": study, "root": os.getcwd(), "work": str(top / "runs/study"), "runs": rows,
             "tables": tables}
