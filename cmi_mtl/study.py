@@ -138,9 +138,10 @@ def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     known = f"Use one of {', '.join(sorted(LOADERS))}"
     problems = [Problem(f"dataset={d!r}", "unknown data set", known)
                 for d in datasets if d not in LOADERS]
-    problems += [Problem(f"dataset={d!r}", f"study {study!r} has no run on it",
+    covered = [b.datasets for b in load_study(study)]       # a block of tables alone has no runs
+    problems += [Problem(f"dataset={d!r}", f"study {study!r} has no block for it",
                          "Leave it out, or name another study")
-                 for d in datasets if d in LOADERS and not any(run.dataset == d for run in runs)]
+                 for d in datasets if d in LOADERS and not any(c is None or d in c for c in covered)]
     for run in runs: problems += _run_problems(run)
     by_name = {}
     for run in runs: by_name.setdefault(run.name, []).append(run)
