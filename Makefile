@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run paper tables test ask publish notebooks readme clean
+.PHONY: help run paper tables test lint ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables that are left. J=2 at once, STUDY=smoke: nbs/44_study.ipynb'
 	@echo 'make tables                 make the tables and pictures of figures/ anew from figures/records/ (2 to 3 minutes)'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
+	@echo 'make lint                   look at the code of notebooks and tests with ruff'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
 	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
@@ -56,6 +57,11 @@ test: .venv/ready
 	@OMP_NUM_THREADS=$(HALF) $(BIN)/nbdev_test --n_workers 2 --pause 0.2 --do_print --timing
 	@echo 'tests, part 2 of 2: tests/'
 	@$(BIN)/python -X warn_default_encoding -m pytest
+
+# The layout of notebooks and tests, and what ruff finds in them; `ruff format .` lays out anew.
+lint: .venv/ready
+	@$(BIN)/ruff format --check --quiet . || { echo 'error: not laid out as ruff does: .venv/bin/ruff format .' >&2; exit 1; }
+	@$(BIN)/ruff check .
 
 ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb

@@ -27,6 +27,7 @@ from .samples import VQASample
 # %% ../nbs/29_audit.ipynb #83b9e5ca
 class RandomCIFR(nn.Module):
     "As `CIFR`, but drawn anew in each forward pass, as published. Nothing in it is trained or saved."
+
     def __init__(self, config: CMIMTLConfig):
         super().__init__()
         self.arguments = config.hidden_size, config.fusion, config.fusion_layers, config.dropout
@@ -34,29 +35,35 @@ class RandomCIFR(nn.Module):
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         drawn = CIFR(*self.arguments, **self.options)
-        for block in drawn.blocks: block.out_proj.reset_parameters()       # nn.Linear's own size
+        for block in drawn.blocks:
+            block.out_proj.reset_parameters()  # nn.Linear's own size
         return drawn.train(self.training).to(v.device)(v, q, lengths)
 
 
-def draw_cifr(model: CMIMTL): model.cifr = RandomCIFR(model.config)
+def draw_cifr(model: CMIMTL):
+    model.cifr = RandomCIFR(model.config)
 
 # %% ../nbs/29_audit.ipynb #3d41e116
 class FirstToken(AnswerClassifier):
     "As `AnswerClassifier`, but each sequence is read by its first token, as published."
+
     def pool(self, v: Tensor, q: Tensor, lengths: Tensor, g: Tensor | None = None) -> Tensor:
         return super().pool(v[:, :1], q[:, :1], torch.ones_like(lengths), g)
 
 
-def read_first_token(model: CMIMTL): model.classifier.__class__ = FirstToken   # its weights stay
+def read_first_token(model: CMIMTL):
+    model.classifier.__class__ = FirstToken  # its weights stay
 
 # %% ../nbs/29_audit.ipynb #ffdf5649
 class PaddedGenerator(AnswerGenerator):
     "As `AnswerGenerator`, but its encoder attends to the question's padding, as published."
+
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
         return super().inputs(v, q, torch.full_like(lengths, q.shape[1]), types)
 
 
-def attend_to_padding(model: CMIMTL): model.generator.__class__ = PaddedGenerator
+def attend_to_padding(model: CMIMTL):
+    model.generator.__class__ = PaddedGenerator
 
 
 def through_padding(part: nn.Module, inputs: tuple) -> tuple:
@@ -65,7 +72,8 @@ def through_padding(part: nn.Module, inputs: tuple) -> tuple:
     return v, q, torch.full_like(lengths, q.shape[1])
 
 
-def scan_padding(model: CMIMTL): model.cifr.register_forward_pre_hook(through_padding)
+def scan_padding(model: CMIMTL):
+    model.cifr.register_forward_pre_hook(through_padding)
 
 # %% ../nbs/29_audit.ipynb #54bb4a44
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Departure:
     parameters that get a fifth of their rate; `pads`: whether questions are padded to the longest of
     all; `test_answers`, `test_epoch`: looks at the test split; `no_effect`: why it has none on the
     answers, where that is by construction."""
+
     says: str
     part: str | None = None
     options: dict = field(default_factory=dict)
@@ -92,17 +101,22 @@ class Departure:
 DEPARTURES = {
     "1": Departure("CIFR drawn anew in each forward pass", "cifr", change=draw_cifr),
     "2": Departure("every other pair a negative", "fvta", options={"mend_negatives": False}),
-    "3": Departure("generator attends to padding", "generator", change=attend_to_padding,
-                   pads=True),
+    "3": Departure(
+        "generator attends to padding", "generator", change=attend_to_padding, pads=True
+    ),
     "4": Departure("gradients clipped before they exist", settings={"clip": 1e9}),
-    "5": Departure("Q-Former and T5 outside the raised rates",
-                   slow=("fvta.qformer.", "generator.t5.")),
+    "5": Departure(
+        "Q-Former and T5 outside the raised rates", slow=("fvta.qformer.", "generator.t5.")
+    ),
     "6a": Departure("test answers in the vocabulary", test_answers=True),
     "6b": Departure("best epoch chosen on the test split", test_epoch=True),
-    "7": Departure("T5 used as a signal only",
-                   no_effect="the classifier answers, whether or not T5 also writes"),
+    "7": Departure(
+        "T5 used as a signal only",
+        no_effect="the classifier answers, whether or not T5 also writes",
+    ),
     "8": Departure("scan runs through the padding", "cifr", change=scan_padding, pads=True),
-    "9": Departure("first token instead of the mean", "classifier", change=read_first_token)}
+    "9": Departure("first token instead of the mean", "classifier", change=read_first_token),
+}
 AUDIT = {
     "audit_random_cifr": dict(base="cmi_mtl", departures=("1",)),
     "audit_false_negatives": dict(base="cmi_mtl", departures=("2",)),
@@ -116,7 +130,8 @@ AUDIT = {
     "audit_all": dict(base="cmi_mtl", departures=tuple(DEPARTURES)),
     "audit_paper_random_cifr": dict(base="cmi_mtl_paper", departures=("1",)),
     "audit_paper_first_token": dict(base="cmi_mtl_paper", departures=("9",)),
-    "audit_paper_all": dict(base="cmi_mtl_paper", departures=tuple(DEPARTURES))}
+    "audit_paper_all": dict(base="cmi_mtl_paper", departures=tuple(DEPARTURES)),
+}
 
 # %% ../nbs/29_audit.ipynb #f17e4192
 def departures(variant: str | None) -> list[Departure]:
@@ -142,7 +157,8 @@ def rate_share(variant: str, name: str) -> float:
 
 def answers_seen(variant: str, samples: list[VQASample]) -> list[VQASample]:
     "What the vocabulary is built from: the samples, with 6a those of the test split among training."
-    if not any(d.test_answers for d in departures(variant)): return samples
+    if not any(d.test_answers for d in departures(variant)):
+        return samples
     return [replace(s, split="train") if s.split == "test" else s for s in samples]
 
 
@@ -159,8 +175,10 @@ def depart(model: CMIMTL, variant: str | None) -> CMIMTL:
         if d.part and not hasattr(model, d.part):
             what = f"{d.says}: this model has no {d.part}"
             raise InputError(Problem(f"variant={variant!r}", what, "Leave that module on"))
-        if d.change: d.change(model)
-    if variant in AUDIT: model.config.audit = variant
+        if d.change:
+            d.change(model)
+    if variant in AUDIT:
+        model.config.audit = variant
     return model
 
 
@@ -199,11 +217,16 @@ def looked(history: list[dict], questions: int) -> np.ndarray:
 def audit_record(variant: str, history: list[dict]) -> dict:
     """What a record says of the audit: base and departures; with 6b also the accuracy in percent on the
     test split at the best epoch and at the last. Of another variant nothing."""
-    if variant not in AUDIT: return {}
+    if variant not in AUDIT:
+        return {}
     row = AUDIT[variant]
     said = {"base": row["base"], "departures": {d: DEPARTURES[d].says for d in row["departures"]}}
     if watches_test(variant):
-        best = max(history, key=lambda epoch: epoch["test"])        # the first of several
-        said |= {"epochs": len(history), "best_epoch": best["epoch"], "best": best["test"],
-                 "last": history[-1]["test"]}
+        best = max(history, key=lambda epoch: epoch["test"])  # the first of several
+        said |= {
+            "epochs": len(history),
+            "best_epoch": best["epoch"],
+            "best": best["test"],
+            "last": history[-1]["test"],
+        }
     return {"audit": said}

@@ -35,6 +35,7 @@ class Questions:
     `words`: their text; `pictures`: names that are the same for the same picture; `views`: what
     `usual_answer` knows of a picture; `answers`: normalised; `meaning` (n, d_q) and `seen` (n, d_v):
     vectors of length 1 for question and picture, None where no baseline asked for them."""
+
     words: list[str]
     pictures: list[str]
     views: list
@@ -44,23 +45,36 @@ class Questions:
 
     def __getitem__(self, rows: list[int]) -> "Questions":
         def of(column):
-            if column is None: return None
-            if isinstance(column, torch.Tensor): return column[rows]
+            if column is None:
+                return None
+            if isinstance(column, torch.Tensor):
+                return column[rows]
             return [column[i] for i in rows]
+
         return Questions(*(of(c) for c in vars(self).values()))
 
     def __add__(self, other: "Questions") -> "Questions":
-        def both(a, b): return torch.cat([a, b]) if isinstance(a, torch.Tensor) else a and a + b
+        def both(a, b):
+            return torch.cat([a, b]) if isinstance(a, torch.Tensor) else a and a + b
+
         return Questions(*(both(a, b) for a, b in zip(vars(self).values(), vars(other).values())))
 
 
-def organ_and_modality(s: VQASample): return s.organ, s.modality
+def organ_and_modality(s: VQASample):
+    return s.organ, s.modality
 
 
-def as_questions(samples: list[VQASample], view: Callable = organ_and_modality, **vectors) -> Questions:
+def as_questions(
+    samples: list[VQASample], view: Callable = organ_and_modality, **vectors
+) -> Questions:
     "Samples as columns; `view(sample)`: what is known of its picture; `vectors`: `meaning`, `seen`."
-    return Questions([s.question for s in samples], [s.picture for s in samples],
-                     [view(s) for s in samples], [normalise_answer(s.answer) for s in samples], **vectors)
+    return Questions(
+        [s.question for s in samples],
+        [s.picture for s in samples],
+        [view(s) for s in samples],
+        [normalise_answer(s.answer) for s in samples],
+        **vectors,
+    )
 
 # %% ../nbs/28_baselines.ipynb #19845c43
 def majority(train: Questions, asked: Questions) -> list[str]:
@@ -70,16 +84,20 @@ def majority(train: Questions, asked: Questions) -> list[str]:
 
 def usual_answer(train: Questions, asked: Questions) -> list[str]:
     "The most frequent training answer to the same words in the same view, else to the same words."
-    def keys(q): return zip(zip(q.words, q.views), q.words, [None] * len(q.words))
+
+    def keys(q):
+        return zip(zip(q.words, q.views), q.words, [None] * len(q.words))
 
     counts = defaultdict(Counter)
     for answer, levels in zip(train.answers, keys(train)):
-        for key in levels: counts[key][answer] += 1
+        for key in levels:
+            counts[key][answer] += 1
     known = (next(key for key in levels if key in counts) for levels in keys(asked))
     return [_most_frequent(counts[key]) for key in known]
 
 
-def _most_frequent(counts: Counter) -> str: return max(counts, key=lambda a: (counts[a], a))
+def _most_frequent(counts: Counter) -> str:
+    return max(counts, key=lambda a: (counts[a], a))
 
 # %% ../nbs/28_baselines.ipynb #64a02c14
 STRENGTHS = {"question_only": (0.1, 1, 10), "picture_only": (1e-4, 1e-3, 1e-2)}
@@ -94,43 +112,59 @@ def question_only(train: Questions, asked: Questions, C: float) -> list[str]:
 
 def picture_only(train: Questions, asked: Questions, C: float) -> list[str]:
     "A linear classifier on the principal components of the pictures' features `seen`."
-    components = PCA(0.95, svd_solver="full")       # as many as hold 95 % of the variance
+    components = PCA(0.95, svd_solver="full")  # as many as hold 95 % of the variance
     model = make_pipeline(components, StandardScaler(), LinearSVC(C=C, random_state=0))
     return model.fit(train.seen.numpy(), train.answers).predict(asked.seen.numpy()).tolist()
 
 
 def best_strength(name: str, train: Questions, validation: Questions) -> float:
     "The strength of `STRENGTHS[name]` that answers most validation questions right."
-    def right(C): return np.mean(np.array(BASELINES[name](train, validation, C)) == validation.answers)
+
+    def right(C):
+        return np.mean(np.array(BASELINES[name](train, validation, C)) == validation.answers)
+
     return max(STRENGTHS[name], key=right)
 
 # %% ../nbs/28_baselines.ipynb #64d25ed5
 def look_up(train: Questions, asked: Questions) -> list[str]:
     "The answer of the training question most similar in `meaning`, about the same picture if there is one."
     rows = defaultdict(list)
-    for j, picture in enumerate(train.pictures): rows[picture].append(j)
+    for j, picture in enumerate(train.pictures):
+        rows[picture].append(j)
 
     def nearest(i):
         among = rows.get(asked.pictures[i])
-        if among is None: return int((train.meaning @ asked.meaning[i]).argmax())
+        if among is None:
+            return int((train.meaning @ asked.meaning[i]).argmax())
         return among[int((train.meaning[among] @ asked.meaning[i]).argmax())]
+
     return [train.answers[nearest(i)] for i in range(len(asked.words))]
 
 
 def nearest_neighbour(train: Questions, asked: Questions) -> list[str]:
     "The answer of the training question nearest in `meaning` and `seen` together."
-    def joint(q): return torch.cat([q.meaning, q.seen], dim=1)
+
+    def joint(q):
+        return torch.cat([q.meaning, q.seen], dim=1)
+
     near = torch.cat([(part @ joint(train).T).argmax(1) for part in joint(asked).split(512)])
     return [train.answers[j] for j in near.tolist()]
 
 
-BASELINES = {f.__name__: f for f in (majority, usual_answer, question_only, picture_only, look_up, nearest_neighbour)}
-MEANING, SEEN = {"look_up", "nearest_neighbour"}, {"picture_only", "nearest_neighbour"}   # what each asks for
+BASELINES = {
+    f.__name__: f
+    for f in (majority, usual_answer, question_only, picture_only, look_up, nearest_neighbour)
+}
+MEANING, SEEN = (
+    {"look_up", "nearest_neighbour"},
+    {"picture_only", "nearest_neighbour"},
+)  # what each asks for
 
 # %% ../nbs/28_baselines.ipynb #a55267b3
 @torch.no_grad()
-def picture_vectors(samples: list[VQASample], encoder: str | None = None, size: int = 224,
-                    batch_size: int = 32) -> torch.Tensor:
+def picture_vectors(
+    samples: list[VQASample], encoder: str | None = None, size: int = 224, batch_size: int = 32
+) -> torch.Tensor:
     """A vector of length 1 for each sample's picture, (n, d): the mean patch token of `encoder` at
     `size` pixels a side, or 24 x 24 grey values less their mean.
 
@@ -140,27 +174,40 @@ def picture_vectors(samples: list[VQASample], encoder: str | None = None, size: 
     model = load_encoder(encoder).eval() if encoder else None
 
     def vectors(pixels):
-        if model is None: return adaptive_avg_pool2d(pixels.mean(1), 24).flatten(1)
+        if model is None:
+            return adaptive_avg_pool2d(pixels.mean(1), 24).flatten(1)
         lead, _ = token_grid(model.config, size)
         return image_tokens(model, pixels)[:, lead:].mean(1)
 
-    parts = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-    found = torch.cat([vectors(torch.stack([image_to_pixels(p, size) for p in part])) for part in parts])
-    if model is None: found = found - found.mean(1, keepdim=True)
+    parts = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    found = torch.cat(
+        [vectors(torch.stack([image_to_pixels(p, size) for p in part])) for part in parts]
+    )
+    if model is None:
+        found = found - found.mean(1, keepdim=True)
     return normalize(found, dim=1)[[place[s.picture] for s in samples]]
 
 # %% ../nbs/28_baselines.ipynb #f25106fb
-def baseline_rows(name: str, samples: list[VQASample], refit: bool = False, view: Callable = organ_and_modality,
-                  **vectors) -> list[dict]:
+def baseline_rows(
+    name: str,
+    samples: list[VQASample],
+    refit: bool = False,
+    view: Callable = organ_and_modality,
+    **vectors,
+) -> list[dict]:
     """Prediction rows of the test questions, as a run has them.
 
     `vectors`: `meaning` and `seen`, rows as in `samples`, for the baselines that ask for them.
     Raises `InputError` for an unknown baseline."""
     if name not in BASELINES:
-        raise InputError(Problem(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}"))
+        raise InputError(
+            Problem(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}")
+        )
     questions = as_questions(samples, view, **vectors)
-    train, validation, test = (questions[[i for i, s in enumerate(samples) if s.split == split]]
-                               for split in ("train", "validation", "test"))
+    train, validation, test = (
+        questions[[i for i, s in enumerate(samples) if s.split == split]]
+        for split in ("train", "validation", "test")
+    )
     chosen = (best_strength(name, train, validation),) if name in STRENGTHS else ()
     said = BASELINES[name](train + validation if refit else train, test, *chosen)
     asked = [s for s in samples if s.split == "test"]
@@ -170,7 +217,21 @@ def baseline_rows(name: str, samples: list[VQASample], refit: bool = False, view
 
 
 def _row(s: VQASample, answer: str, digest: str) -> dict:
-    named = ("qid", "image_id", "answer_type", "question_type", "organ", "modality", "linked_id", "question")
+    named = (
+        "qid",
+        "image_id",
+        "answer_type",
+        "question_type",
+        "organ",
+        "modality",
+        "linked_id",
+        "question",
+    )
     truth = normalise_answer(s.answer)
-    return {**{k: getattr(s, k) for k in named}, "image_digest": digest, "answer": truth,
-            "predicted": answer, "correct": answer == truth}
+    return {
+        **{k: getattr(s, k) for k in named},
+        "image_digest": digest,
+        "answer": truth,
+        "predicted": answer,
+        "correct": answer == truth,
+    }

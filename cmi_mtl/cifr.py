@@ -53,7 +53,8 @@ def reversed_rows(lengths: Tensor) -> Tensor:
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     "Reverse (B, d, L) along L, each row within its own length."
-    if lengths is None: return x.flip(-1)
+    if lengths is None:
+        return x.flip(-1)
     i = torch.arange(x.shape[-1], device=x.device)
     index = torch.where(i < lengths[:, None], lengths[:, None] - 1 - i, i)
     return x.gather(-1, index[:, None].expand_as(x))
@@ -65,8 +66,15 @@ class SelectiveBranch(nn.Module):
     `rows(x (T, d), lengths (count,))` -> y, z, both (T, E), E = expand * d: sequences one below the
     other. `forward(x (B, L, d), lengths (B,) or None)` -> y, z, both (B, L, E), zero past a length.
     `bidirectional` adds the same scan over the reversed sequence."""
-    def __init__(self, d: int, d_state: int = 16, expand: int = 2, d_conv: int = 4,
-                 bidirectional: bool = False):
+
+    def __init__(
+        self,
+        d: int,
+        d_state: int = 16,
+        expand: int = 2,
+        d_conv: int = 4,
+        bidirectional: bool = False,
+    ):
         super().__init__()
         E, self.d_state, self.dt_rank = expand * d, d_state, math.ceil(d / 16)
         self.inner, self.bidirectional, self.norm = E, bidirectional, nn.LayerNorm(d)
@@ -76,8 +84,9 @@ class SelectiveBranch(nn.Module):
         self.dt_proj = nn.Linear(self.dt_rank, E)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(E, 1))
         self.D = nn.Parameter(torch.ones(E))
-        with torch.no_grad(): self.dt_proj.bias.copy_(first_steps(E))
-        nn.init.uniform_(self.dt_proj.weight, -self.dt_rank**-0.5, self.dt_rank**-0.5)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(first_steps(E))
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
 
     def scan(self, u: Tensor, lengths: Tensor) -> Tensor:
         u = conv_rows(u, self.conv.weight[:, 0], self.conv.bias, lengths)
@@ -87,12 +96,14 @@ class SelectiveBranch(nn.Module):
 
     def rows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         u, z = self.in_proj(self.norm(x)).chunk(2, dim=-1)
-        if not self.bidirectional: return self.scan(u, lengths), z
+        if not self.bidirectional:
+            return self.scan(u, lengths), z
         back = reversed_rows(lengths)
         return self.scan(u, lengths) + self.scan(u[back], lengths)[back], z
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if lengths is None: lengths = torch.full((len(x),), x.shape[1], device=x.device)
+        if lengths is None:
+            lengths = torch.full((len(x),), x.shape[1], device=x.device)
         valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         return tuple(fill_rows(t, valid) for t in self.rows(x[valid], lengths))
 
@@ -100,7 +111,8 @@ class SelectiveBranch(nn.Module):
 def small_projection(inner: int, d: int) -> nn.Linear:
     "The last projection of a residual block, at a tenth of the usual size."
     out = nn.Linear(inner, d, bias=False)
-    with torch.no_grad(): out.weight.mul_(0.1)
+    with torch.no_grad():
+        out.weight.mul_(0.1)
     return out
 
 
@@ -111,6 +123,7 @@ class CrossMambaBlock(nn.Module):
     `forward(v (B, N, d), q (B, L, d), lengths (B,))` -> v, q of the same shapes. `lengths` are the
     questions' true lengths. Positions of q past its length are returned unchanged and influence
     nothing."""
+
     def __init__(self, d: int, dropout: float = 0.0, **branch):
         super().__init__()
         self.branch = SelectiveBranch(d, **branch)
@@ -120,22 +133,23 @@ class CrossMambaBlock(nn.Module):
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         (B, N, _), L = v.shape, q.shape[1]
         full = torch.full_like(lengths, N)
-        words = torch.arange(L, device=q.device) < lengths[:, None]    # no padding
+        words = torch.arange(L, device=q.device) < lengths[:, None]  # no padding
         x = torch.cat([v.flatten(0, 1), q[words]])
-        y, z = self.branch.rows(x, torch.cat([full, lengths]))         # both in one go
-        y_v, z_v = (t[:B * N].unflatten(0, (B, N)) for t in (y, z))
-        y_q, z_q = (fill_rows(t[B * N:], words) for t in (y, z))
+        y, z = self.branch.rows(x, torch.cat([full, lengths]))  # both in one go
+        y_v, z_v = (t[: B * N].unflatten(0, (B, N)) for t in (y, z))
+        y_q, z_q = (fill_rows(t[B * N :], words) for t in (y, z))
         to_v = resample_matrix(lengths, full, L, N).to(v.dtype)
         to_q = resample_matrix(full, lengths, N, L).to(v.dtype)
         gate = F.silu(z_v * (to_v @ z_q))
         y_v, y_q = y_v * gate, to_q @ ((to_v @ y_q) * gate)
         out = self.dropout(self.out_proj(torch.cat([y_v.flatten(0, 1), y_q[words]])))
-        return v + out[:B * N].view_as(v), q + fill_rows(out[B * N:], words)
+        return v + out[: B * N].view_as(v), q + fill_rows(out[B * N :], words)
 
 # %% ../nbs/23_cifr.ipynb #919ef2b5
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     "Mean of (B, L, d) over each row's first `lengths` positions: (B, d)."
-    if lengths is None: return x.mean(1)
+    if lengths is None:
+        return x.mean(1)
     valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).to(x.dtype)[..., None]
     return (x * valid).sum(1) / lengths[:, None].to(x.dtype)
 
@@ -145,21 +159,26 @@ class CoAttentionBlock(nn.Module):
 
     For each sequence self-attention, attention to the other, feed-forward, each with the norm
     behind the sum. `heads`: without it heads are 64 wide, as published."""
+
     def __init__(self, d: int, dropout: float = 0.0, heads: int | None = None):
         super().__init__()
         heads = heads or max(1, d // 64)
         self.image, self.text = (
             nn.TransformerDecoderLayer(d, heads, 4 * d, dropout, "gelu", batch_first=True)
-            for _ in range(2))
+            for _ in range(2)
+        )
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         padding = torch.arange(q.shape[1], device=q.device) >= lengths[:, None]
-        return (self.image(v, q, memory_key_padding_mask=padding),
-                self.text(q, v, tgt_key_padding_mask=padding))
+        return (
+            self.image(v, q, memory_key_padding_mask=padding),
+            self.text(q, v, tgt_key_padding_mask=padding),
+        )
 
 # %% ../nbs/23_cifr.ipynb #b5d97398
 class ConcatBlock(nn.Module):
     "Each token joined with the mean of the other modality, projected back to d, added."
+
     def __init__(self, d: int, dropout: float = 0.0):
         super().__init__()
         self.norm_v, self.norm_q = nn.LayerNorm(d), nn.LayerNorm(d)
@@ -170,12 +189,15 @@ class ConcatBlock(nn.Module):
         a, b = self.norm_v(v), self.norm_q(q)
         with_q = torch.cat([a, masked_mean(b, lengths)[:, None].expand_as(a)], dim=-1)
         with_v = torch.cat([b, a.mean(1, keepdim=True).expand_as(b)], dim=-1)
-        return (v + self.dropout(F.gelu(self.proj_v(with_q))),
-                q + self.dropout(F.gelu(self.proj_q(with_v))))
+        return (
+            v + self.dropout(F.gelu(self.proj_v(with_q))),
+            q + self.dropout(F.gelu(self.proj_q(with_v))),
+        )
 
 
 class JointMambaBlock(nn.Module):
     "One Mamba block over the joint sequence: image tokens, then words."
+
     def __init__(self, d: int, dropout: float = 0.0, **branch):
         super().__init__()
         self.branch = SelectiveBranch(d, **branch)
@@ -189,8 +211,12 @@ class JointMambaBlock(nn.Module):
         return x.split([v.shape[1], q.shape[1]], dim=1)
 
 # %% ../nbs/23_cifr.ipynb #e5228e2e
-FUSIONS = {"cross_mamba": CrossMambaBlock, "co_attention": CoAttentionBlock,
-           "concat": ConcatBlock, "joint_mamba": JointMambaBlock}
+FUSIONS = {
+    "cross_mamba": CrossMambaBlock,
+    "co_attention": CoAttentionBlock,
+    "concat": ConcatBlock,
+    "joint_mamba": JointMambaBlock,
+}
 
 
 class CIFR(nn.Module):
@@ -198,8 +224,10 @@ class CIFR(nn.Module):
 
     `forward(v (B, N, d), q (B, L, d), lengths (B,))` -> v, q. Raises `InputError` for a fusion that
     is not in `FUSIONS`."""
-    def __init__(self, d: int, fusion: str = "cross_mamba", layers: int = 2, dropout: float = 0.0,
-                 **options):
+
+    def __init__(
+        self, d: int, fusion: str = "cross_mamba", layers: int = 2, dropout: float = 0.0, **options
+    ):
         super().__init__()
         if fusion not in FUSIONS:
             known = f"Use one of {', '.join(FUSIONS)}"
@@ -209,7 +237,8 @@ class CIFR(nn.Module):
         self.blocks = nn.ModuleList(block(d, dropout, **options) for _ in range(layers))
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        for block in self.blocks: v, q = block(v, q, lengths)
+        for block in self.blocks:
+            v, q = block(v, q, lengths)
         return v, q
 
 # %% ../nbs/23_cifr.ipynb #b0abd689
@@ -219,11 +248,15 @@ class SANBlock(nn.Module):
     `hidden`: width of question and image, `attention`: of a hop's inner layer (the authors' n_dim
     and n_attention). `forward(v (B, N, d), q (B, L, d), lengths (B,))` -> the last u as (B, 1, d),
     and q as it was."""
-    def __init__(self, d: int, dropout: float = 0.0, hops: int = 2, hidden: int = 1024,
-                 attention: int = 512):
+
+    def __init__(
+        self, d: int, dropout: float = 0.0, hops: int = 2, hidden: int = 1024, attention: int = 512
+    ):
         super().__init__()
+
         def per_hop(*size, bias=False):
             return nn.ModuleList(nn.Linear(*size, bias=bias) for _ in range(hops))
+
         self.image, self.question = nn.Linear(d, hidden), nn.Linear(d, hidden)
         self.look, self.ask = per_hop(hidden, attention), per_hop(hidden, attention, bias=True)
         self.score = per_hop(attention, 1)
@@ -261,11 +294,15 @@ class BANBlock(nn.Module):
     `hidden`: width of words and glimpses. `rank`: how many times that the maps' products are wide.
     The authors' counter, which reads boxes, is left out, as in MEVF. `forward(v (B, N, d),
     q (B, L, d), lengths (B,))` -> the mean of the last words as (B, 1, d), and these (B, L, d)."""
-    def __init__(self, d: int, dropout: float = 0.0, glimpses: int = 8, hidden: int = 1280,
-                 rank: int = 3):
+
+    def __init__(
+        self, d: int, dropout: float = 0.0, glimpses: int = 8, hidden: int = 1280, rank: int = 3
+    ):
         super().__init__()
+
         def per_glimpse(size):
             return nn.ModuleList(normed(size, hidden, dropout) for _ in range(glimpses))
+
         wide = rank * hidden
         self.words, self.out = nn.Linear(d, hidden), nn.Linear(hidden, d, bias=False)
         self.map_v, self.map_q = normed(d, wide, dropout), normed(hidden, wide, dropout)
@@ -287,7 +324,7 @@ class BANBlock(nn.Module):
         f = self.words(q)
         maps = self.attend(v, f, lengths).unbind(1)
         for A, to_v, to_q, project in zip(maps, self.join_v, self.join_q, self.project):
-            seen = A.transpose(1, 2) @ to_v(v).relu()               # by each word
+            seen = A.transpose(1, 2) @ to_v(v).relu()  # by each word
             f = f + project((seen * to_q(f).relu()).sum(1))[:, None]
         q = self.out(f)
         return masked_mean(q, lengths)[:, None], q
@@ -300,6 +337,7 @@ class FactorisedProduct(nn.Module):
     """Multi-modal factorised bilinear pooling (Yu et al. 2017, section 3).
 
     `forward(x (..., size_x), y (..., size_y))` -> (..., width), of length 1."""
+
     def __init__(self, size_x: int, size_y: int, width: int, factors: int, dropout: float):
         super().__init__()
         self.x, self.y = nn.Linear(size_x, width * factors), nn.Linear(size_y, width * factors)
@@ -316,12 +354,23 @@ class MFBBlock(nn.Module):
 
     `hidden`: of the layers that score words and tokens. `forward(v (B, N, d), q (B, L, d),
     lengths (B,))` -> the joint vector as (B, 1, d), and q as it was."""
-    def __init__(self, d: int, dropout: float = 0.0, factors: int = 5, width: int = 1000,
-                 glimpses: int = 2, hidden: int = 512):
+
+    def __init__(
+        self,
+        d: int,
+        dropout: float = 0.0,
+        factors: int = 5,
+        width: int = 1000,
+        glimpses: int = 2,
+        hidden: int = 512,
+    ):
         super().__init__()
+
         def score(size):
-            return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(),
-                                 nn.Linear(hidden, glimpses, bias=False))
+            return nn.Sequential(
+                nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, glimpses, bias=False)
+            )
+
         self.score_words, self.score_tokens = score(d), score(width)
         self.look = FactorisedProduct(glimpses * d, d, width, factors, dropout)
         self.join = FactorisedProduct(glimpses * d, glimpses * d, width, factors, dropout)

@@ -20,20 +20,27 @@ import torch
 @dataclass(frozen=True)
 class Problem:
     "One thing wrong with what the user gave: where it is, what is wrong, how to put it right."
+
     where: str
     what: str
     remedy: str
 
-    def __str__(self): return f"{self.where}: {self.what}. {self.remedy}."
+    def __str__(self):
+        return f"{self.where}: {self.what}. {self.remedy}."
 
 
 class InputError(ValueError):
     "Bad input from outside. Lists every `Problem` found, the first `shown` of them in full."
+
     def __init__(self, problems: list[Problem] | Problem, shown: int = 50):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         n = len(self.problems)
-        lines = [f"  {p}" for p in self.problems[:shown]] + ([f"  … and {n - shown} more"] if n > shown else [])
-        super().__init__(str(self.problems[0]) if n == 1 else f"{n} problems found:\n" + "\n".join(lines))
+        lines = [f"  {p}" for p in self.problems[:shown]] + (
+            [f"  … and {n - shown} more"] if n > shown else []
+        )
+        super().__init__(
+            str(self.problems[0]) if n == 1 else f"{n} problems found:\n" + "\n".join(lines)
+        )
 
 # %% ../nbs/01_core.ipynb #90041c66
 @contextlib.contextmanager
@@ -47,7 +54,8 @@ def atomic_path(path: str | Path):
     os.close(fd)
     try:
         yield Path(tmp)
-        with open(tmp, "rb") as f: os.fsync(f.fileno())
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except BaseException:
@@ -57,7 +65,8 @@ def atomic_path(path: str | Path):
 
 def write_text(path: str | Path, text: str):
     "Write `text` to `path` atomically, as UTF-8."
-    with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, obj):
@@ -67,17 +76,24 @@ def write_json(path: str | Path, obj):
 
 def write_jsonl(path: str | Path, rows):
     "Write `rows`, one JSON object a line, atomically."
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
+    write_text(
+        path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
+    )
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
     "Read a file written by `write_jsonl`."
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [
+        json.loads(line)
+        for line in Path(path).read_text(encoding="utf-8").split("\n")
+        if line.strip()
+    ]
 
 # %% ../nbs/01_core.ipynb #78bddbaf
 def sha256_file(path: str | Path) -> str:
     "SHA-256 of a file's bytes, as 64 hex digits."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sha256_json(obj) -> str:
@@ -98,7 +114,8 @@ def data_home() -> Path:
 def find_weights(name: str) -> str:
     """Where `from_pretrained` shall look for `name`: a folder as it is; the folder in `CMI_MTL_WEIGHTS` that has the last
     part of the hub name; else the hub name itself."""
-    if Path(name).is_dir(): return str(name)
+    if Path(name).is_dir():
+        return str(name)
     local = Path(os.environ.get("CMI_MTL_WEIGHTS") or "/nonexistent") / name.rsplit("/", 1)[-1]
     return str(local) if local.is_dir() else name
 
@@ -120,21 +137,36 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise InputError(Problem(f"device={name!r}", str(e).splitlines()[0], "Use 'cpu', 'cuda' or 'cuda:N'")) from e
+        raise InputError(
+            Problem(f"device={name!r}", str(e).splitlines()[0], "Use 'cpu', 'cuda' or 'cuda:N'")
+        ) from e
     return device
 
 
 def device_name(device: torch.device) -> str:
     "The device as a person would name it: the GPU's product name, or the processor's."
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
         for line in open("/proc/cpuinfo", encoding="utf-8"):
-            if line.startswith("model name"): return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 # %% ../nbs/01_core.ipynb #a2527c1d
-ROOTS = ("cmi_mtl", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy",
-         "scikit-learn", "pillow", "mamba-ssm", "causal-conv1d")
+ROOTS = (
+    "cmi_mtl",
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "mamba-ssm",
+    "causal-conv1d",
+)
 
 
 def package_versions(roots: tuple = ROOTS) -> dict[str, str]:
@@ -146,28 +178,39 @@ def package_versions(roots: tuple = ROOTS) -> dict[str, str]:
     found, waiting = {}, [plain(root) for root in roots]
     while waiting:
         name = waiting.pop()
-        if name in found or name not in installed: continue
+        if name in found or name not in installed:
+            continue
         found[name] = importlib.metadata.version(installed[name])
         required = importlib.metadata.requires(installed[name]) or ()
         waiting += [plain(re.match(r"[\w.-]+", line)[0]) for line in required]
-    found.pop("cmi-mtl", None)                              # of it the commit says more
+    found.pop("cmi-mtl", None)  # of it the commit says more
     return dict(sorted(found.items()))
 
 
 def _git(*args: str) -> str | None:
     try:
-        return subprocess.run(["git", *args], cwd=Path(__file__).parent if "__file__" in globals() else None, check=True,
-                              capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+        return subprocess.run(
+            ["git", *args],
+            cwd=Path(__file__).parent if "__file__" in globals() else None,
+            check=True,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def provenance(device: torch.device) -> dict:
     "Commit, versions, device and time of now: the part of a run record that is the same for every experiment."
-    return {"commit": _git("rev-parse", "HEAD"),
-            "tree_changed": bool(_git("status", "--porcelain")),
-            "versions": {"python": platform.python_version(), **package_versions()},
-            "device": device_name(device), "platform": f"{platform.system()} {platform.machine()}",
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "tree_changed": bool(_git("status", "--porcelain")),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "device": device_name(device),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 # %% ../nbs/01_core.ipynb #01f74e40
 RECORD_SCHEMA = 2
@@ -177,9 +220,13 @@ def check_schema(record: dict, where: str):
     "Raises `InputError`, naming `where`, for a record without a schema or of another one."
     found = record.get("schema")
     if found is None:
-        raise InputError(Problem(where, "the model's configuration is not recorded",
-                                 "Run it again with this version"))
+        raise InputError(
+            Problem(
+                where, "the model's configuration is not recorded", "Run it again with this version"
+            )
+        )
     if found != RECORD_SCHEMA:
         what = f"its schema is {found!r}, this version reads {RECORD_SCHEMA}"
-        raise InputError(Problem(where, what,
-                                 "Read it with the commit that it names, or run it again"))
+        raise InputError(
+            Problem(where, what, "Read it with the commit that it names, or run it again")
+        )

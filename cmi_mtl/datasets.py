@@ -13,7 +13,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Callable
 
-from .core import InputError, Problem, atomic_path, cache_home, data_home, sha256_file, write_json
+from cmi_mtl.core import (
+    InputError,
+    Problem,
+    atomic_path,
+    cache_home,
+    data_home,
+    sha256_file,
+    write_json,
+)
 from .images import image_fault, read_image
 from .samples import Region, VQASample, normalise_answer, plain_text, same_pictures
 
@@ -23,15 +31,18 @@ LOADERS: dict[str, Callable] = {}
 
 def loader(name: str):
     "Decorator: register a function `(root, **options) -> list[VQASample]` as the loader of the data set `name`."
+
     def register(f):
         LOADERS[name] = f
         return f
+
     return register
 
 # %% ../nbs/12_datasets.ipynb #bd41b386
 @dataclass
 class Entry:
     "A row as found: `where` names its file and row, `values` are the fields of a `VQASample`."
+
     where: str
     values: dict
 
@@ -40,24 +51,35 @@ def _check_entry(e: Entry, images: dict[str, Problem | None]) -> list[Problem]:
     v, problems = e.values, []
     bad = lambda what, remedy: problems.append(Problem(e.where, what, remedy))
     for name in ("qid", "question", "answer", "answer_type", "split"):
-        if isinstance(v.get(name), (list, dict)): bad(f"the {name} is a {type(v[name]).__name__}", "Write a text")
+        if isinstance(v.get(name), (list, dict)):
+            bad(f"the {name} is a {type(v[name]).__name__}", "Write a text")
         v[name] = "" if v.get(name) is None else str(v[name]).strip()
-    if not v["question"]: bad("the question is empty", "Write the question or delete the row")
-    if not v["answer"]: bad("the answer is empty", "Write the answer or delete the row")
+    if not v["question"]:
+        bad("the question is empty", "Write the question or delete the row")
+    if not v["answer"]:
+        bad("the answer is empty", "Write the answer or delete the row")
     elif not normalise_answer(v["answer"]):
-        bad(f"the answer {v['answer']!r} has no letter, digit or symbol", "Write the answer or delete the row")
+        bad(
+            f"the answer {v['answer']!r} has no letter, digit or symbol",
+            "Write the answer or delete the row",
+        )
     v["answer_type"] = v["answer_type"].upper()
     if v["answer_type"] not in ("OPEN", "CLOSED"):
         bad(f"unknown answer type {v['answer_type']!r}", "Write OPEN or CLOSED")
     if v["split"] not in ("train", "validation", "test"):
         bad(f"unknown split {v['split']!r}", "Write train, validation or test")
-    if not v["image"]: bad("no image is named", "Name a file or delete the row")
-    elif v["image"] not in images: images[v["image"]] = image_fault(v["image"])
-    if fault := images.get(v["image"]): bad(f"image {v['image']} {fault.what}", fault.remedy)
+    if not v["image"]:
+        bad("no image is named", "Name a file or delete the row")
+    elif v["image"] not in images:
+        images[v["image"]] = image_fault(v["image"])
+    if fault := images.get(v["image"]):
+        bad(f"image {v['image']} {fault.what}", fault.remedy)
     return problems
 
 
-def check(entries: list[Entry], problems: list[Problem] = (), images: dict | None = None) -> list[VQASample]:
+def check(
+    entries: list[Entry], problems: list[Problem] = (), images: dict | None = None
+) -> list[VQASample]:
     """Make samples of entries. Raises one `InputError` that lists all problems: those given, empty questions or answers,
     unknown answer types or splits, missing or undecodable images, duplicate ids. `images`: path -> fault or None, for images
     that have been looked at before."""
@@ -65,22 +87,46 @@ def check(entries: list[Entry], problems: list[Problem] = (), images: dict | Non
     for e in entries:
         problems += _check_entry(e, images)
         if first := seen.get(e.values["qid"]):
-            problems.append(Problem(e.where, f"id {e.values['qid']!r} stands already in {first}", "Give each its own id"))
+            problems.append(
+                Problem(
+                    e.where,
+                    f"id {e.values['qid']!r} stands already in {first}",
+                    "Give each its own id",
+                )
+            )
         seen.setdefault(e.values["qid"], e.where)
-    if not entries and not problems: problems = [Problem("data set", "it holds no question", "Fetch the files again")]
-    if problems: raise InputError(problems)
-    digests = {path: sha256_file(path) for path in {e.values["image"] for e in entries if not e.values.get("image_digest")}}
-    return [VQASample(**{"image_digest": digests.get(e.values["image"]), **e.values}) for e in entries]
+    if not entries and not problems:
+        problems = [Problem("data set", "it holds no question", "Fetch the files again")]
+    if problems:
+        raise InputError(problems)
+    digests = {
+        path: sha256_file(path)
+        for path in {e.values["image"] for e in entries if not e.values.get("image_digest")}
+    }
+    return [
+        VQASample(**{"image_digest": digests.get(e.values["image"]), **e.values}) for e in entries
+    ]
 
 # %% ../nbs/12_datasets.ipynb #1bdcd7eb
 def _read_text(path: Path) -> str:
-    if not path.is_file(): raise InputError(Problem(str(path), "no such file", "Put it there or correct the path"))
-    try: text = path.read_text(encoding="utf-8-sig")
+    if not path.is_file():
+        raise InputError(Problem(str(path), "no such file", "Put it there or correct the path"))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise InputError(Problem(str(path), f"not UTF-8 (byte {e.start} is 0x{e.object[e.start]:02x})",
-                                 "Save it as UTF-8")) from e
-    except OSError as e: raise InputError(Problem(str(path), f"cannot be read ({e.strerror})", "Allow reading it")) from e
-    if not text.strip(): raise InputError(Problem(str(path), "the file is empty", "Fetch it again or write it anew"))
+        raise InputError(
+            Problem(
+                str(path),
+                f"not UTF-8 (byte {e.start} is 0x{e.object[e.start]:02x})",
+                "Save it as UTF-8",
+            )
+        ) from e
+    except OSError as e:
+        raise InputError(
+            Problem(str(path), f"cannot be read ({e.strerror})", "Allow reading it")
+        ) from e
+    if not text.strip():
+        raise InputError(Problem(str(path), "the file is empty", "Fetch it again or write it anew"))
     return text
 
 
@@ -90,42 +136,83 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
         for r in reader:
             rows.append((reader.line_num, r))
             if None in r or None in r.values():
-                problems.append(Problem(f"{path}, row {reader.line_num}", "another number of fields than the heading",
-                                        "Quote fields that hold a comma"))
+                problems.append(
+                    Problem(
+                        f"{path}, row {reader.line_num}",
+                        "another number of fields than the heading",
+                        "Quote fields that hold a comma",
+                    )
+                )
     except csv.Error as e:
-        raise InputError(Problem(f"{path}, after row {reader.line_num}", f"not a CSV table ({e})",
-                                 "Quote fields that hold quotes or line ends")) from e
+        raise InputError(
+            Problem(
+                f"{path}, after row {reader.line_num}",
+                f"not a CSV table ({e})",
+                "Quote fields that hold quotes or line ends",
+            )
+        ) from e
     twice = [name for name, n in collections.Counter(reader.fieldnames).items() if n > 1]
-    if twice: problems.append(Problem(f"{path}, heading", f"two columns {', '.join(twice)}", "Rename or delete one of them"))
-    if problems: raise InputError(problems)
+    if twice:
+        problems.append(
+            Problem(
+                f"{path}, heading",
+                f"two columns {', '.join(twice)}",
+                "Rename or delete one of them",
+            )
+        )
+    if problems:
+        raise InputError(problems)
     return rows
 
 
 def _jsonl_rows(path: Path) -> list[tuple[int, object]]:
     rows, problems = [], []
     for i, line in enumerate(_read_text(path).split("\n"), 1):
-        try: rows += [(i, json.loads(line))] if line.strip() else []
+        try:
+            rows += [(i, json.loads(line))] if line.strip() else []
         except json.JSONDecodeError as e:
-            problems.append(Problem(f"{path}, row {i}", f"not JSON ({e.msg}, column {e.colno})", "Write one object a line"))
-    if problems: raise InputError(problems)
+            problems.append(
+                Problem(
+                    f"{path}, row {i}",
+                    f"not JSON ({e.msg}, column {e.colno})",
+                    "Write one object a line",
+                )
+            )
+    if problems:
+        raise InputError(problems)
     return rows
 
 
 def _json_rows(path: Path) -> list[tuple[int, object]]:
-    try: rows = json.loads(_read_text(path))
+    try:
+        rows = json.loads(_read_text(path))
     except json.JSONDecodeError as e:
-        raise InputError(Problem(f"{path}, line {e.lineno}", f"not JSON ({e.msg})", "Correct it or fetch it again")) from e
+        raise InputError(
+            Problem(
+                f"{path}, line {e.lineno}", f"not JSON ({e.msg})", "Correct it or fetch it again"
+            )
+        ) from e
     if not isinstance(rows, list):
-        raise InputError(Problem(str(path), f"{type(rows).__name__} instead of a list of objects", "Write [{...}, {...}]"))
+        raise InputError(
+            Problem(
+                str(path),
+                f"{type(rows).__name__} instead of a list of objects",
+                "Write [{...}, {...}]",
+            )
+        )
     return list(enumerate(rows, 1))
 
 
 def _parquet_rows(path: Path) -> list[tuple[int, dict]]:
     import pyarrow
     import pyarrow.parquet
-    try: return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1))
+
+    try:
+        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1))
     except (OSError, pyarrow.ArrowException) as e:
-        raise InputError(Problem(str(path), f"not a parquet table ({str(e).splitlines()[0]})", "Fetch it again")) from e
+        raise InputError(
+            Problem(str(path), f"not a parquet table ({str(e).splitlines()[0]})", "Fetch it again")
+        ) from e
 
 
 def read_rows(path: str | Path, required: tuple[str, ...]) -> list[tuple[str, dict]]:
@@ -135,49 +222,89 @@ def read_rows(path: str | Path, required: tuple[str, ...]) -> list[tuple[str, di
     and, where fields are required, for a table without rows."""
     path = Path(path)
     kind = path.suffix.lower()
-    rows = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)(path)
+    rows = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}.get(
+        kind, _json_rows
+    )(path)
     problems, one_heading = [], kind in (".csv", ".parquet")
-    if required and not rows: problems.append(Problem(str(path), "the table has no row", "Fetch it again or write some"))
+    if required and not rows:
+        problems.append(Problem(str(path), "the table has no row", "Fetch it again or write some"))
     for i, r in rows[:1] if one_heading else rows:
         where = f"{path}, heading" if one_heading else f"{path}, row {i}"
         if not isinstance(r, dict):
-            problems.append(Problem(where, f"{type(r).__name__} instead of an object", "Write one object a row"))
+            problems.append(
+                Problem(where, f"{type(r).__name__} instead of an object", "Write one object a row")
+            )
         elif missing := [f for f in required if f not in r]:
-            problems.append(Problem(where, f"no field {', '.join(missing)}", f"It has {', '.join(r) or 'none'}; add these"))
-    if problems: raise InputError(problems)
+            problems.append(
+                Problem(
+                    where,
+                    f"no field {', '.join(missing)}",
+                    f"It has {', '.join(r) or 'none'}; add these",
+                )
+            )
+    if problems:
+        raise InputError(problems)
     return [(f"{path}, row {i}", r) for i, r in rows]
 
 
 def _image_folder(path: Path) -> Path:
-    if path.is_file(): raise InputError(Problem(str(path), "is a file, a folder of images is needed", "Unpack it there"))
-    if not path.is_dir(): raise InputError(Problem(str(path), "no such folder of images", "Put the images there"))
+    if path.is_file():
+        raise InputError(
+            Problem(str(path), "is a file, a folder of images is needed", "Unpack it there")
+        )
+    if not path.is_dir():
+        raise InputError(Problem(str(path), "no such folder of images", "Put the images there"))
     return path
 
 # %% ../nbs/12_datasets.ipynb #982bde60
 def _linked_ids(public: list[dict]) -> dict[tuple[str, str, str], str]:
     group, by_text = {}, collections.defaultdict(list)
+
     def find(x):
-        while group.setdefault(x, x) != x: x = group[x]
+        while group.setdefault(x, x) != x:
+            x = group[x]
         return x
+
     for r in public:
         for kind in ("question", "question_frame"):
             text = plain_text(r.get(kind, "null"))
-            if text not in ("null", "na", ""): by_text[r["image_name"], kind, text].append(r["qid_linked_id"])
+            if text not in ("null", "na", ""):
+                by_text[r["image_name"], kind, text].append(r["qid_linked_id"])
     for ids in by_text.values():
-        for other in ids[1:]: group[max(find(ids[0]), find(other))] = min(find(ids[0]), find(other))
+        for other in ids[1:]:
+            group[max(find(ids[0]), find(other))] = min(find(ids[0]), find(other))
     return {key: find(ids[0]) for key, ids in by_text.items()}
 
 
-RAD_FIELDS = ("qid", "image_name", "image_organ", "answer", "answer_type", "question_type", "question")
+RAD_FIELDS = (
+    "qid",
+    "image_name",
+    "image_organ",
+    "answer",
+    "answer_type",
+    "question_type",
+    "question",
+)
 
 
 def _rad_entry(where, r, split, images, linked=None) -> Entry:
     kind = "question_frame" if r.get("phrase_type") == "frame" else "question"
-    return Entry(where, dict(
-        qid=f"{split}-{r['qid']}", image=str(images / str(r["image_name"])), image_id=str(r["image_name"]),
-        question=r["question"], answer=r["answer"], answer_type=r["answer_type"], split=split, organ=r["image_organ"],
-        question_type=str(r["question_type"]).split(",")[0].strip().upper(), phrase_type=r.get("phrase_type"),
-        linked_id=(linked or {}).get((r["image_name"], kind, plain_text(r["question"])))))
+    return Entry(
+        where,
+        dict(
+            qid=f"{split}-{r['qid']}",
+            image=str(images / str(r["image_name"])),
+            image_id=str(r["image_name"]),
+            question=r["question"],
+            answer=r["answer"],
+            answer_type=r["answer_type"],
+            split=split,
+            organ=r["image_organ"],
+            question_type=str(r["question_type"]).split(",")[0].strip().upper(),
+            phrase_type=r.get("phrase_type"),
+            linked_id=(linked or {}).get((r["image_name"], kind, plain_text(r["question"]))),
+        ),
+    )
 
 
 @loader("vqa_rad")
@@ -186,7 +313,9 @@ def load_vqa_rad(root=None, version: str = "field") -> list[VQASample]:
     from 'VQA_RAD Dataset Public.json' where that file lies beside them. `version="public"`: that original file alone, whose
     test split is its phrase types `test_*`. There is no validation split: see `carve_validation`."""
     if version not in ("field", "public"):
-        raise InputError(Problem(f"version={version!r}", "unknown version of VQA-RAD", "Use 'field' or 'public'"))
+        raise InputError(
+            Problem(f"version={version!r}", "unknown version of VQA-RAD", "Use 'field' or 'public'")
+        )
     root = Path(root or data_home() / "vqa_rad")
     images, public_file = _image_folder(root / "images"), root / "VQA_RAD Dataset Public.json"
     public = []
@@ -196,8 +325,13 @@ def load_vqa_rad(root=None, version: str = "field") -> list[VQASample]:
     if version == "public":
         split = lambda r: "test" if str(r["phrase_type"]).startswith("test") else "train"
         return check([_rad_entry(w, r, split(r), images, linked) for w, r in public])
-    return check([_rad_entry(w, r, split, images, linked) for split in ("train", "test")
-                  for w, r in read_rows(root / f"{split}set.json", RAD_FIELDS)])
+    return check(
+        [
+            _rad_entry(w, r, split, images, linked)
+            for split in ("train", "test")
+            for w, r in read_rows(root / f"{split}set.json", RAD_FIELDS)
+        ]
+    )
 
 # %% ../nbs/12_datasets.ipynb #82801f6e
 @loader("vqa_rad_hub")
@@ -209,42 +343,84 @@ def load_vqa_rad_hub(root=None) -> list[VQASample]:
     for split in ("train", "test"):
         files = sorted((root / "data").glob(f"{split}-*.parquet"))
         if not files:
-            raise InputError(Problem(str(root / "data"), f"no {split}-*.parquet", "Put flaviagiammarino/vqa-rad there"))
-        for where, r in [row for file in files for row in read_rows(file, ("image", "question", "answer"))]:
+            raise InputError(
+                Problem(
+                    str(root / "data"),
+                    f"no {split}-*.parquet",
+                    "Put flaviagiammarino/vqa-rad there",
+                )
+            )
+        for where, r in [
+            row for file in files for row in read_rows(file, ("image", "question", "answer"))
+        ]:
             data = (r["image"] or {}).get("bytes") or b""
             path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.jpg"
-            if path not in pictures: pictures[path], faults[str(path)] = data, image_fault(str(path), data)
+            if path not in pictures:
+                pictures[path], faults[str(path)] = data, image_fault(str(path), data)
             closed = normalise_answer(r["answer"]) in ("yes", "no")
-            entries.append(Entry(where, dict(
-                qid=f"{split}-{len(entries)}", image=str(path), image_id=path.stem, question=r["question"],
-                image_digest=hashlib.sha256(data).hexdigest(),
-                answer=r["answer"], answer_type="CLOSED" if closed else "OPEN", split=split)))
+            entries.append(
+                Entry(
+                    where,
+                    dict(
+                        qid=f"{split}-{len(entries)}",
+                        image=str(path),
+                        image_id=path.stem,
+                        question=r["question"],
+                        image_digest=hashlib.sha256(data).hexdigest(),
+                        answer=r["answer"],
+                        answer_type="CLOSED" if closed else "OPEN",
+                        split=split,
+                    ),
+                )
+            )
     samples = check(entries, images=faults)
     for path, data in pictures.items():
         if not path.exists():
-            with atomic_path(path) as tmp: tmp.write_bytes(data)
+            with atomic_path(path) as tmp:
+                tmp.write_bytes(data)
     return samples
 
 # %% ../nbs/12_datasets.ipynb #ecd1f6dc
 def _slake_places(folder: Path, levels: dict[str, int]) -> dict[str, list[Region]]:
     "All regions of the image in `folder`, by name. `levels`: the grey levels that mask.txt names."
     boxes, present, mask = collections.defaultdict(list), {}, folder / "mask.png"
-    for where, d in read_rows(folder / "detection.json", ()) if (folder / "detection.json").exists() else []:
+    for where, d in (
+        read_rows(folder / "detection.json", ()) if (folder / "detection.json").exists() else []
+    ):
         for name, box in d.items():
             if not _is_box(box):
-                raise InputError(Problem(where, f"the box of {name!r} is {box}", "Write [left, top, width, height]"))
+                raise InputError(
+                    Problem(
+                        where, f"the box of {name!r} is {box}", "Write [left, top, width, height]"
+                    )
+                )
             boxes[name].append(tuple(float(x) for x in box))
     if levels and mask.exists():
         found = {i % 256 for i, n in enumerate(read_image(mask).histogram()) if n} - {0}
-        if found <= set(levels.values()): present = {name: v for name, v in levels.items() if v in found}
-    return {name: [Region(name, box, str(mask) if name in present else None, present.get(name),
-                          "finding" if any(w in name.lower() for w in SLAKE_FINDINGS) else "organ")
-                   for box in boxes.get(name, [None])] for name in sorted(set(boxes) | set(present))}
+        if found <= set(levels.values()):
+            present = {name: v for name, v in levels.items() if v in found}
+    return {
+        name: [
+            Region(
+                name,
+                box,
+                str(mask) if name in present else None,
+                present.get(name),
+                "finding" if any(w in name.lower() for w in SLAKE_FINDINGS) else "organ",
+            )
+            for box in boxes.get(name, [None])
+        ]
+        for name in sorted(set(boxes) | set(present))
+    }
 
 
 def _is_box(box) -> bool:
-    return (isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in box)
-            and min(box[2:]) > 0)
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(x) in (int, float) and math.isfinite(x) for x in box)
+        and min(box[2:]) > 0
+    )
 
 
 def _is_asked(name: str, text: str) -> bool:
@@ -255,9 +431,31 @@ def _is_asked(name: str, text: str) -> bool:
 
 
 SLAKE_WITHOUT_ANSWER = 1622
-SLAKE_FINDINGS = ("cancer", "tumor", "edema", "pneumonia", "mass", "nodule", "effusion", "pneumothorax", "cardiomegaly",
-                  "infiltration", "atelectasis", "fracture")
-SLAKE_FIELDS = ("qid", "img_name", "question", "answer", "q_lang", "location", "modality", "answer_type", "content_type")
+SLAKE_FINDINGS = (
+    "cancer",
+    "tumor",
+    "edema",
+    "pneumonia",
+    "mass",
+    "nodule",
+    "effusion",
+    "pneumothorax",
+    "cardiomegaly",
+    "infiltration",
+    "atelectasis",
+    "fracture",
+)
+SLAKE_FIELDS = (
+    "qid",
+    "img_name",
+    "question",
+    "answer",
+    "q_lang",
+    "location",
+    "modality",
+    "answer_type",
+    "content_type",
+)
 
 
 @loader("slake")
@@ -266,24 +464,49 @@ def load_slake(root=None, language: str = "en") -> list[VQASample]:
     Leaves out qid 1622, which has no answer."""
     root = Path(root or data_home() / "slake")
     if language not in ("en", "zh"):
-        raise InputError(Problem(f"language={language!r}", "SLAKE has no such language", "Use 'en' or 'zh'"))
+        raise InputError(
+            Problem(f"language={language!r}", "SLAKE has no such language", "Use 'en' or 'zh'")
+        )
     images, names = _image_folder(root / "imgs"), root / "mask.txt"
-    lines = re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", _read_text(names), re.M) if names.exists() else []
+    lines = (
+        re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", _read_text(names), re.M) if names.exists() else []
+    )
     levels = {name: int(level) for level, name in lines}
     entries, places, problems = [], {}, []
     for file, split in (("train", "train"), ("validate", "validation"), ("test", "test")):
         for where, r in read_rows(root / f"{file}.json", SLAKE_FIELDS):
-            if r["q_lang"] != language or (r["qid"] == SLAKE_WITHOUT_ANSWER and not r["answer"]): continue
+            if r["q_lang"] != language or (r["qid"] == SLAKE_WITHOUT_ANSWER and not r["answer"]):
+                continue
             path = images / str(r["img_name"])
             if path.parent not in places:
-                try: places[path.parent] = _slake_places(path.parent, levels)
-                except InputError as e: places[path.parent], problems = {}, problems + e.problems
+                try:
+                    places[path.parent] = _slake_places(path.parent, levels)
+                except InputError as e:
+                    places[path.parent], problems = {}, problems + e.problems
             text, found = plain_text(f"{r['question']} {r['answer']}"), places[path.parent]
-            entries.append(Entry(where, dict(
-                qid=r["qid"], image=str(path), image_id=path.parent.name, question=r["question"], answer=r["answer"],
-                answer_type=r["answer_type"], split=split, organ=r["location"], modality=r["modality"],
-                question_type=r["content_type"],
-                regions=tuple(region for name in found if _is_asked(name, text) for region in found[name]))))
+            entries.append(
+                Entry(
+                    where,
+                    dict(
+                        qid=r["qid"],
+                        image=str(path),
+                        image_id=path.parent.name,
+                        question=r["question"],
+                        answer=r["answer"],
+                        answer_type=r["answer_type"],
+                        split=split,
+                        organ=r["location"],
+                        modality=r["modality"],
+                        question_type=r["content_type"],
+                        regions=tuple(
+                            region
+                            for name in found
+                            if _is_asked(name, text)
+                            for region in found[name]
+                        ),
+                    ),
+                )
+            )
     return check(entries, problems)
 
 # %% ../nbs/12_datasets.ipynb #bfe8c86b
@@ -294,8 +517,13 @@ def load_ovqa(root=None) -> list[VQASample]:
     root = root / "OVQA_publish" if (root / "OVQA_publish").is_dir() else root
     images = _image_folder(root / "img")
     files = {"trainset": "train", "valset": "validation", "testset": "test"}
-    return check([_rad_entry(where, r, split, images) for file, split in files.items()
-                  for where, r in read_rows(root / f"{file}.json", RAD_FIELDS)])
+    return check(
+        [
+            _rad_entry(where, r, split, images)
+            for file, split in files.items()
+            for where, r in read_rows(root / f"{file}.json", RAD_FIELDS)
+        ]
+    )
 
 # %% ../nbs/12_datasets.ipynb #b500e72d
 def _hash_split(image_id: str) -> str:
@@ -309,7 +537,8 @@ def _fill_splits(rows: list[dict]):
     digest = {p: sha256_file(p) if Path(p).is_file() else p for p in {v["image"] for v in rows}}
     pictures = same_pictures([v["image_id"] for v in rows], [digest[v["image"]] for v in rows])
     given = {picture: v["split"] for v, picture in zip(rows, pictures) if v.get("split")}
-    for v, picture in zip(rows, pictures): v["split"] = v.get("split") or given.get(picture) or _hash_split(picture)
+    for v, picture in zip(rows, pictures):
+        v["split"] = v.get("split") or given.get(picture) or _hash_split(picture)
 
 
 @loader("table")
@@ -317,23 +546,55 @@ def load_table(root) -> list[VQASample]:
     "A user's own CSV or JSONL file: see above. `regions` in a JSONL row: a list of objects with the fields of `Region`."
     path = Path(root)
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise InputError(Problem(str(path), "a table is a .csv or .jsonl file", "Convert it, or correct the path"))
-    entries, problems, known, reported = [], [], {f.name for f in fields(VQASample)} - {"image_digest"}, set()
+        raise InputError(
+            Problem(
+                str(path), "a table is a .csv or .jsonl file", "Convert it, or correct the path"
+            )
+        )
+    entries, problems, known, reported = (
+        [],
+        [],
+        {f.name for f in fields(VQASample)} - {"image_digest"},
+        set(),
+    )
     for i, (where, r) in enumerate(read_rows(path, ("image", "question", "answer")), 1):
         if unknown := set(r) - known - reported:
             reported |= unknown
-            problems.append(Problem(where, f"unknown column {', '.join(sorted(unknown))}",
-                                    f"Rename or delete it; known are {', '.join(sorted(known))}"))
-        v = {k: x for k, x in r.items() if k in known and x not in ("", None)} | {k: r[k] for k in ("question", "answer")}
+            problems.append(
+                Problem(
+                    where,
+                    f"unknown column {', '.join(sorted(unknown))}",
+                    f"Rename or delete it; known are {', '.join(sorted(known))}",
+                )
+            )
+        v = {k: x for k, x in r.items() if k in known and x not in ("", None)} | {
+            k: r[k] for k in ("question", "answer")
+        }
         v["image"] = str(path.parent / str(r["image"])) if r["image"] else ""
         v["image_id"] = str(v.get("image_id") or os.path.normpath(str(r["image"])))
         v["qid"] = v.get("qid", i)
-        v["answer_type"] = v.get("answer_type") or ("CLOSED" if normalise_answer(r["answer"]) in ("yes", "no") else "OPEN")
+        v["answer_type"] = v.get("answer_type") or (
+            "CLOSED" if normalise_answer(r["answer"]) in ("yes", "no") else "OPEN"
+        )
         faults = _region_faults(v.get("regions", []), path.parent)
-        problems += [Problem(where, f, "Write name, and box [left, top, width, height] or mask and value") for f in faults]
-        v["regions"] = () if faults else tuple(
-            Region(**g | {"mask": g.get("mask") and str(path.parent / g["mask"]), "box": g.get("box") and tuple(g["box"])})
-            for g in v.get("regions", ()))
+        problems += [
+            Problem(where, f, "Write name, and box [left, top, width, height] or mask and value")
+            for f in faults
+        ]
+        v["regions"] = (
+            ()
+            if faults
+            else tuple(
+                Region(
+                    **g
+                    | {
+                        "mask": g.get("mask") and str(path.parent / g["mask"]),
+                        "box": g.get("box") and tuple(g["box"]),
+                    }
+                )
+                for g in v.get("regions", ())
+            )
+        )
         entries.append(Entry(where, v))
     _fill_splits([e.values for e in entries])
     return check(entries, problems)
@@ -345,30 +606,51 @@ def _region_faults(regions, folder: Path) -> list[str]:
         return ["regions is not a list of objects"]
     faults = []
     for g in regions:
-        name, box, mask, kind = f"region {g.get('name')!r}", g.get("box"), g.get("mask"), g.get("kind", "organ")
+        name, box, mask, kind = (
+            f"region {g.get('name')!r}",
+            g.get("box"),
+            g.get("mask"),
+            g.get("kind", "organ"),
+        )
         unknown = sorted(set(g) - {f.name for f in fields(Region)})
-        if unknown: faults.append(f"{name} has the unknown field {', '.join(unknown)}")
-        if not isinstance(g.get("name"), str): faults.append("a region has no name")
-        if box is None and mask is None: faults.append(f"{name} has neither box nor mask")
-        if box is not None and not _is_box(box): faults.append(f"the box of {name} is {box}")
-        if mask is not None and not (folder / str(mask)).is_file(): faults.append(f"the mask of {name}, {mask}, is missing")
-        if mask is not None and type(g.get("value")) is not int: faults.append(f"{name} has a mask but no level as value")
-        if kind not in ("organ", "finding"): faults.append(f"{name} is of kind {kind!r}, neither organ nor finding")
+        if unknown:
+            faults.append(f"{name} has the unknown field {', '.join(unknown)}")
+        if not isinstance(g.get("name"), str):
+            faults.append("a region has no name")
+        if box is None and mask is None:
+            faults.append(f"{name} has neither box nor mask")
+        if box is not None and not _is_box(box):
+            faults.append(f"the box of {name} is {box}")
+        if mask is not None and not (folder / str(mask)).is_file():
+            faults.append(f"the mask of {name}, {mask}, is missing")
+        if mask is not None and type(g.get("value")) is not int:
+            faults.append(f"{name} has a mask but no level as value")
+        if kind not in ("organ", "finding"):
+            faults.append(f"{name} is of kind {kind!r}, neither organ nor finding")
     return faults
 
 # %% ../nbs/12_datasets.ipynb #03a3b4dc
 PARQUET = r"data/(train|test)-[^/]+\.parquet"
-HUB = {     # name: repository, revision, the files of it that we want
+HUB = {  # name: repository, revision, the files of it that we want
     "vqa_rad": ("OctoMed/VQA-RAD", "18774a5f46b3505f686c0f534a8f1411a4e950ba", PARQUET),
-    "vqa_rad_hub": ("flaviagiammarino/vqa-rad", "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9", PARQUET),
-    "slake": ("BoKelvin/SLAKE", "a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
-              r"(train|validate|validation|test)\.json|(imgs|KG)\.zip|mask\.txt")}
+    "vqa_rad_hub": (
+        "flaviagiammarino/vqa-rad",
+        "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
+        PARQUET,
+    ),
+    "slake": (
+        "BoKelvin/SLAKE",
+        "a9083ce6c34ac3ffb17671a605962924d8a8f9e9",
+        r"(train|validate|validation|test)\.json|(imgs|KG)\.zip|mask\.txt",
+    ),
+}
 OVQA_SITE = "http://47.94.174.82/, the site that its paper names (Huang et al. 2022, doi 10.1145/3477495.3531724)"
 
 
 def _hub_sum(path: Path, lfs: bool) -> str:
     "The sum under which the hub lists a file: SHA-256 of its bytes, or for a file that is not LFS its git blob SHA-1."
-    if lfs: return sha256_file(path)
+    if lfs:
+        return sha256_file(path)
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -376,39 +658,69 @@ def _hub_sum(path: Path, lfs: bool) -> str:
 def _fetch(repo: str, revision: str, wanted: str, folder: Path, endpoint: str | None) -> dict:
     "Bring the files whose name matches `wanted` into `folder`, check their sums, and say what they are."
     from huggingface_hub import HfApi
+
     api = HfApi(endpoint=endpoint)
     try:
         info = api.dataset_info(repo, revision=revision, files_metadata=True, timeout=30)
         files = [f for f in info.siblings if re.fullmatch(wanted, f.rfilename)]
-        for f in files: api.hf_hub_download(repo, f.rfilename, repo_type="dataset", revision=info.sha, local_dir=folder)
-    except Exception as e:      # the hub's client, its two HTTP libraries, hf_xet and the disk each raise their own
+        for f in files:
+            api.hf_hub_download(
+                repo, f.rfilename, repo_type="dataset", revision=info.sha, local_dir=folder
+            )
+    except (
+        Exception
+    ) as e:  # the hub's client, its two HTTP libraries, hf_xet and the disk each raise their own
         reason = f"{type(e).__name__}: {str(e).strip()}".splitlines()[0]
-        raise InputError(Problem(
-            f"{repo} at {api.endpoint}, revision {revision}", f"cannot be fetched ({reason})",
-            "Look after the network and call again, which goes on from here; or bring the data set by hand from a machine "
-            "with a network and set CMI_MTL_DATA to the folder that holds it")) from None
+        raise InputError(
+            Problem(
+                f"{repo} at {api.endpoint}, revision {revision}",
+                f"cannot be fetched ({reason})",
+                "Look after the network and call again, which goes on from here; or bring the data set by hand from a machine "
+                "with a network and set CMI_MTL_DATA to the folder that holds it",
+            )
+        ) from None
     sums = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files}
-    wrong = [f.rfilename for f in files if _hub_sum(folder / f.rfilename, bool(f.lfs)) != sums[f.rfilename]]
-    for name in wrong: (folder / name).unlink()
+    wrong = [
+        f.rfilename
+        for f in files
+        if _hub_sum(folder / f.rfilename, bool(f.lfs)) != sums[f.rfilename]
+    ]
+    for name in wrong:
+        (folder / name).unlink()
     if wrong:
-        raise InputError([Problem(f"{repo}, {name}", f"what came has not the hub's checksum {sums[name]}; it was removed",
-                                  "Call again to fetch it anew") for name in wrong])
+        raise InputError(
+            [
+                Problem(
+                    f"{repo}, {name}",
+                    f"what came has not the hub's checksum {sums[name]}; it was removed",
+                    "Call again to fetch it anew",
+                )
+                for name in wrong
+            ]
+        )
     return {"repository": repo, "commit": info.sha, "sums": sums}
 
 
 def _unzip(archive: Path, folder: Path, limit: int = 4 << 30):
     """Unpack a zip file into `folder`. Refuses names that lead out of it, links, and more than `limit` bytes in all: zipfile
     reads no more of a member than the size that it states, so the sizes can be added up beforehand."""
-    refuse = lambda what: InputError(Problem(str(archive), what, "Do not unpack it; bring the data set by hand"))
+    refuse = lambda what: InputError(
+        Problem(str(archive), what, "Do not unpack it; bring the data set by hand")
+    )
     try:
         with zipfile.ZipFile(archive) as z:
             members = [m for m in z.infolist() if not m.filename.startswith("__MACOSX/")]
             for m in members:
-                name, kind = PurePosixPath(m.filename.replace("\\", "/")), stat.S_IFMT(m.external_attr >> 16)
+                name, kind = (
+                    PurePosixPath(m.filename.replace("\\", "/")),
+                    stat.S_IFMT(m.external_attr >> 16),
+                )
                 if name.is_absolute() or ".." in name.parts or ":" in m.filename:
                     raise refuse(f"{m.filename!r} in it leads out of its folder")
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR): raise refuse(f"{m.filename!r} in it is a link or a device")
-            if sum(m.file_size for m in members) > limit: raise refuse(f"it would unpack to more than {limit / 2**30:g} GiB")
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise refuse(f"{m.filename!r} in it is a link or a device")
+            if sum(m.file_size for m in members) > limit:
+                raise refuse(f"it would unpack to more than {limit / 2**30:g} GiB")
             own_folder = all(m.filename.startswith(f"{archive.stem}/") for m in members)
             z.extractall(folder if own_folder else folder / archive.stem, members)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as e:
@@ -418,47 +730,70 @@ def _unzip(archive: Path, folder: Path, limit: int = 4 << 30):
 def _arrange(name: str, files: list[Path], ready: Path):
     "Write the files of the hub into the new folder `ready`, in the layout that the loader of `name` reads."
     ready.mkdir()
-    if name == "vqa_rad": return _write_rad(files, ready)
+    if name == "vqa_rad":
+        return _write_rad(files, ready)
     for file in files:
         place = ready / "data" if name == "vqa_rad_hub" else ready
         place.mkdir(exist_ok=True)
-        if file.suffix == ".zip": _unzip(file, place)
-        else: shutil.copyfile(file, place / file.name.replace("validation", "validate"))
+        if file.suffix == ".zip":
+            _unzip(file, place)
+        else:
+            shutil.copyfile(file, place / file.name.replace("validation", "validate"))
 
 
 def _write_rad(files: list[Path], ready: Path):
     "VQA-RAD's parquet files as trainset.json, testset.json and images/."
     (ready / "images").mkdir()
     for split in ("train", "test"):
-        rows = [r for f in files if f.name.startswith(split) for _, r in read_rows(f, (*RAD_FIELDS, "image"))]
+        rows = [
+            r
+            for f in files
+            if f.name.startswith(split)
+            for _, r in read_rows(f, (*RAD_FIELDS, "image"))
+        ]
         for r in rows:
             picture = ready / "images" / Path(str(r["image_name"])).name
-            if not picture.exists(): picture.write_bytes((r["image"] or {}).get("bytes") or b"")
+            if not picture.exists():
+                picture.write_bytes((r["image"] or {}).get("bytes") or b"")
             del r["image"]
         write_json(ready / f"{split}set.json", rows)
 
 
-def download(name: str, root=None, revision: str | None = None, endpoint: str | None = None) -> Path:
+def download(
+    name: str, root=None, revision: str | None = None, endpoint: str | None = None
+) -> Path:
     """Fetch the data set `name` (a key of `HUB`) into `root`, by default its place under `data_home()`; return that folder.
 
     Does nothing where there is something already. `revision`: another commit or branch than the pinned one. `endpoint`:
     another hub. Raises `InputError` if it cannot be fetched or is not what was announced; for OVQA, with the way to it."""
     from huggingface_hub.utils import WeakFileLock
+
     target = Path(root or data_home() / name)
     if name == "ovqa":
-        raise InputError(Problem("dataset='ovqa'", "OVQA is given out under a data-use agreement and cannot be downloaded",
-                                 f"Apply for it at {OVQA_SITE}; unpack what you receive as {target / 'OVQA_publish'}, with "
-                                 "trainset.json, valset.json, testset.json and img/ in it"))
+        raise InputError(
+            Problem(
+                "dataset='ovqa'",
+                "OVQA is given out under a data-use agreement and cannot be downloaded",
+                f"Apply for it at {OVQA_SITE}; unpack what you receive as {target / 'OVQA_publish'}, with "
+                "trainset.json, valset.json, testset.json and img/ in it",
+            )
+        )
     if name not in HUB:
-        raise InputError(Problem(f"dataset={name!r}", "cannot be downloaded", f"Those that can: {', '.join(HUB)}"))
+        raise InputError(
+            Problem(
+                f"dataset={name!r}", "cannot be downloaded", f"Those that can: {', '.join(HUB)}"
+            )
+        )
     repo, pinned, wanted = HUB[name]
     staging = target.with_name(f".{target.name}.download")
     is_there = lambda: target.is_file() or target.is_dir() and any(target.iterdir())
-    if is_there(): return target
+    if is_there():
+        return target
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(staging / "lock"):
-            if is_there(): return target        # another process was quicker
+            if is_there():
+                return target  # another process was quicker
             print(f"downloading {name}: {repo} on the Hugging Face hub to {target}", flush=True)
             source = _fetch(repo, revision or pinned, wanted, staging / "hub", endpoint)
             with tempfile.TemporaryDirectory(dir=staging) as tmp:
@@ -469,8 +804,13 @@ def download(name: str, root=None, revision: str | None = None, endpoint: str | 
                 os.rename(ready, target)
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as e:
-        raise InputError(Problem(str(target), f"cannot be written ({e})",
-                                 "Make room, or set CMI_MTL_DATA to another folder")) from e
+        raise InputError(
+            Problem(
+                str(target),
+                f"cannot be written ({e})",
+                "Make room, or set CMI_MTL_DATA to another folder",
+            )
+        ) from e
     return target
 
 # %% ../nbs/12_datasets.ipynb #b9bacd47
@@ -480,12 +820,28 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
 
     Raises `InputError` for an unknown name or option and for every fault that the files have."""
     if name not in LOADERS:
-        raise InputError(Problem(f"dataset={name!r}", "unknown data set", f"Use one of {', '.join(sorted(LOADERS))}"))
+        raise InputError(
+            Problem(
+                f"dataset={name!r}", "unknown data set", f"Use one of {', '.join(sorted(LOADERS))}"
+            )
+        )
     if name == "table" and root is None:
-        raise InputError(Problem("dataset='table'", "no file given", "Give the path of your CSV or JSONL file as data_root"))
+        raise InputError(
+            Problem(
+                "dataset='table'",
+                "no file given",
+                "Give the path of your CSV or JSONL file as data_root",
+            )
+        )
     allowed = set(inspect.signature(LOADERS[name]).parameters) - {"root"}
     if unknown := set(options) - allowed:
-        raise InputError(Problem(f"option {', '.join(sorted(unknown))}", f"unknown for {name}",
-                                 f"It takes {', '.join(sorted(allowed)) or 'none'}"))
-    if root is None and name in (*HUB, "ovqa") and not (data_home() / name).exists(): download(name)
+        raise InputError(
+            Problem(
+                f"option {', '.join(sorted(unknown))}",
+                f"unknown for {name}",
+                f"It takes {', '.join(sorted(allowed)) or 'none'}",
+            )
+        )
+    if root is None and name in (*HUB, "ovqa") and not (data_home() / name).exists():
+        download(name)
     return LOADERS[name](root, **options)

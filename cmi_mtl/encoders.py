@@ -19,41 +19,77 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from .core import InputError, Problem, cache_home, find_weights, seed_everything, sha256_file, sha256_json, write_json
+from cmi_mtl.core import (
+    InputError,
+    Problem,
+    cache_home,
+    find_weights,
+    seed_everything,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 
 # %% ../nbs/20_encoders.ipynb #75e7f827
 def encoder_config(name: str) -> PretrainedConfig:
     """Configuration of an encoder by folder or hub name; of a CLIP-like pair its vision tower.
 
     Raises `InputError` when the name leads nowhere."""
-    try: config = AutoConfig.from_pretrained(find_weights(name))
+    try:
+        config = AutoConfig.from_pretrained(find_weights(name))
     except (OSError, ValueError) as e:
-        raise InputError(Problem(f"encoder {name!r}", "neither a folder with a config.json nor a model that the hub gives",
-                                 "Correct the name, or put the folder under CMI_MTL_WEIGHTS")) from e
+        raise InputError(
+            Problem(
+                f"encoder {name!r}",
+                "neither a folder with a config.json nor a model that the hub gives",
+                "Correct the name, or put the folder under CMI_MTL_WEIGHTS",
+            )
+        ) from e
     return getattr(config, "vision_config", config)
 
 
 def load_encoder(name: str) -> PreTrainedModel:
     "An encoder with its weights, in float32, by folder or hub name. Raises `InputError` as `encoder_config` does."
     config = encoder_config(name)
-    try: return AutoModel.from_pretrained(find_weights(name), config=config, dtype=torch.float32)
+    try:
+        return AutoModel.from_pretrained(find_weights(name), config=config, dtype=torch.float32)
     except OSError as e:
-        raise InputError(Problem(f"encoder {name!r}", "its folder holds no weights", "Put model.safetensors beside config.json")) from e
+        raise InputError(
+            Problem(
+                f"encoder {name!r}",
+                "its folder holds no weights",
+                "Put model.safetensors beside config.json",
+            )
+        ) from e
 
 
 def image_tokens(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     "Run an image encoder: pixels (B, 3, H, W) -> tokens (B, N, d), row by row, class token first where the model has one."
-    resize = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters else {}
+    resize = (
+        {"interpolate_pos_encoding": True}
+        if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        else {}
+    )
     hidden = model(pixel_values, **resize).last_hidden_state
-    if model.config.model_type == "clip_vision_model": hidden = model.post_layernorm(hidden)
+    if model.config.model_type == "clip_vision_model":
+        hidden = model.post_layernorm(hidden)
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
 
 
 def text_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     "Run a text encoder: ids and mask (B, L) -> tokens (B, L, d), the sentence token ([CLS]) first."
-    return model(input_ids=input_ids, attention_mask=additive_mask(attention_mask, model.dtype)).last_hidden_state
+    return model(
+        input_ids=input_ids, attention_mask=additive_mask(attention_mask, model.dtype)
+    ).last_hidden_state
 
 
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,22 +99,31 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def token_grid(config: PretrainedConfig, size: int) -> tuple[int, int]:
     "How the image tokens lie: (number of leading tokens that are no patch, patches along a side)."
-    if hasattr(config, "hidden_sizes"):         # stages of convolutions; a ResNet's stem has stride 4
+    if hasattr(config, "hidden_sizes"):  # stages of convolutions; a ResNet's stem has stride 4
         return 0, size // (getattr(config, "patch_size", 4) * 2 ** (len(config.hidden_sizes) - 1))
     return 1, size // config.patch_size
 
 # %% ../nbs/20_encoders.ipynb #4c9fa2d9
 def tiny_image_config() -> PretrainedConfig:
     "A two-stage ResNet (stride 8 in all), to be trained from scratch."
-    return AutoConfig.for_model("resnet", embedding_size=16, hidden_sizes=[32, 64], depths=[1, 2],
-                                layer_type="basic")
+    return AutoConfig.for_model(
+        "resnet", embedding_size=16, hidden_sizes=[32, 64], depths=[1, 2], layer_type="basic"
+    )
 
 
 def tiny_text_config(vocab_size: int) -> PretrainedConfig:
     "A two-layer BERT of width 96, to be trained from scratch."
-    return AutoConfig.for_model("bert", vocab_size=vocab_size, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
-                                intermediate_size=192, max_position_embeddings=128, hidden_dropout_prob=0.0,
-                                attention_probs_dropout_prob=0.0)
+    return AutoConfig.for_model(
+        "bert",
+        vocab_size=vocab_size,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
 
 # %% ../nbs/20_encoders.ipynb #735e5467
 def sine_positions(side: int, d: int) -> Tensor:
@@ -98,17 +143,35 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     "A WordPiece tokenizer whose vocabulary is the words of `texts` (most frequent first) and the letters to spell others."
     words = Counter(w for t in texts for w in re.findall(r"\w+|[^\w\s]", t.lower()))
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789") | {c for w in words for c in w})
-    pieces = [*SPECIALS, *sorted(words, key=lambda w: (-words[w], w)), *letters, *(f"##{c}" for c in letters)]
-    t = Tokenizer(models.WordPiece({p: i for i, p in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
+    pieces = [
+        *SPECIALS,
+        *sorted(words, key=lambda w: (-words[w], w)),
+        *letters,
+        *(f"##{c}" for c in letters),
+    ]
+    t = Tokenizer(
+        models.WordPiece({p: i for i, p in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]")
+    )
     t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     t.decoder = decoders.WordPiece()
-    t.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                                   mask_token="[MASK]", model_max_length=512)
+    t.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=512,
+    )
 
 # %% ../nbs/20_encoders.ipynb #0f620bd5
 logger = logging.getLogger(__name__)
-VERSION = 2     # of the code that reads pictures and makes tokens; a change of it makes kept tokens invalid
+VERSION = (
+    2  # of the code that reads pictures and makes tokens; a change of it makes kept tokens invalid
+)
 
 
 def fingerprint(model: PreTrainedModel, without: tuple[str, ...] = ()) -> str:
@@ -118,40 +181,73 @@ def fingerprint(model: PreTrainedModel, without: tuple[str, ...] = ()) -> str:
     config = {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"}
     h = hashlib.sha256(sha256_json(config).encode())
     for name, t in sorted(model.state_dict().items()):
-        if name.startswith(without): continue
+        if name.startswith(without):
+            continue
         h.update(name.encode())
         h.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 
 def _open_tokens(folder: Path) -> np.ndarray | None:
-    try: meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    if not (folder / "tokens.npy").is_file() or sha256_file(folder / "tokens.npy") != meta["sha256"]:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if (
+        not (folder / "tokens.npy").is_file()
+        or sha256_file(folder / "tokens.npy") != meta["sha256"]
+    ):
         logger.warning("the kept tokens in %s are damaged; they are computed anew", folder)
         return None
     return np.load(folder / "tokens.npy", mmap_mode="r")
 
 
-def encode_once(model: PreTrainedModel, settings: dict, digests: list[str], batch: Callable[[slice], Tensor], shape: tuple[int, int],
-                batch_size: int = 32, title: str = "encoding") -> np.ndarray:
+def encode_once(
+    model: PreTrainedModel,
+    settings: dict,
+    digests: list[str],
+    batch: Callable[[slice], Tensor],
+    shape: tuple[int, int],
+    batch_size: int = 32,
+    title: str = "encoding",
+) -> np.ndarray:
     """Tokens of all inputs, from the cache or computed: a read-only memory map (n, N, d), float16.
 
     `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per input; `batch(slice)` computes
     the tokens (b, N, d) of those inputs; `shape` = (N, d). The cache lies under `cache_home()/tokens`."""
-    key = sha256_json({"version": VERSION, "encoder": fingerprint(model), "settings": settings, "inputs": digests, "shape": shape})
+    key = sha256_json(
+        {
+            "version": VERSION,
+            "encoder": fingerprint(model),
+            "settings": settings,
+            "inputs": digests,
+            "shape": shape,
+        }
+    )
     folder = cache_home() / "tokens" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         tokens = _open_tokens(folder)
-        if tokens is not None: return tokens
+        if tokens is not None:
+            return tokens
         shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True) as tmp:
-            out = np.lib.format.open_memmap(Path(tmp) / "tokens.npy", "w+", np.float16, (len(digests), *shape))
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True
+        ) as tmp:
+            out = np.lib.format.open_memmap(
+                Path(tmp) / "tokens.npy", "w+", np.float16, (len(digests), *shape)
+            )
             for i in tqdm(range(0, len(digests), batch_size), desc=title, delay=2):
-                out[i:i + batch_size] = batch(slice(i, i + batch_size)).float().cpu().numpy()
+                out[i : i + batch_size] = batch(slice(i, i + batch_size)).float().cpu().numpy()
             out.flush()
             del out
-            write_json(Path(tmp) / "meta.json", {"sha256": sha256_file(Path(tmp) / "tokens.npy"), "settings": settings, "shape": list(shape)})
+            write_json(
+                Path(tmp) / "meta.json",
+                {
+                    "sha256": sha256_file(Path(tmp) / "tokens.npy"),
+                    "settings": settings,
+                    "shape": list(shape),
+                },
+            )
             Path(tmp).rename(folder)
         return _open_tokens(folder)

@@ -33,8 +33,16 @@ from .scan import causal_conv1d, hidden_attention, selective_scan
 def on_picture(grid: Tensor, width: int, height: int) -> np.ndarray:
     "A map on the square token grid (h, w) as seen on the pixels of the picture: (height, width), float32, not below 0."
     longest, cells = max(width, height), len(grid)
-    u, w = (((np.arange(n) + 0.5 + (longest - n) / 2) / longest) * cells - 0.5 for n in (width, height))
-    out = map_coordinates(grid.double().cpu().numpy(), np.stack(np.meshgrid(w, u, indexing="ij")), order=3, mode="mirror", prefilter=False)
+    u, w = (
+        ((np.arange(n) + 0.5 + (longest - n) / 2) / longest) * cells - 0.5 for n in (width, height)
+    )
+    out = map_coordinates(
+        grid.double().cpu().numpy(),
+        np.stack(np.meshgrid(w, u, indexing="ij")),
+        order=3,
+        mode="mirror",
+        prefilter=False,
+    )
     return out.astype(np.float32).clip(min=0)
 
 # %% ../nbs/40_explain.ipynb #3fecc867
@@ -43,6 +51,7 @@ class HeatMap:
     """Where, by one `method`, the model looked for an `answer`. `values` (H, W): on the pixels of the picture as it was given, from
     0 to 1; `scale`: the method's own value that 1 stands for (0: the map is empty); `grid` (h, w): the method's values on the
     token grid."""
+
     values: np.ndarray
     scale: float
     grid: np.ndarray
@@ -59,6 +68,7 @@ class HeatMap:
 @dataclass(frozen=True)
 class Case:
     "A picture and a question as tensors for `model`: image tokens (1, N, d) of which the first `lead` are no patches, words and mask."
+
     model: CMIMTL
     size: tuple[int, int]
     image_tokens: Tensor
@@ -67,12 +77,17 @@ class Case:
     attention_mask: Tensor
 
     @property
-    def side(self) -> int: return round((self.image_tokens.shape[1] - self.lead) ** 0.5)
+    def side(self) -> int:
+        return round((self.image_tokens.shape[1] - self.lead) ** 0.5)
 
     @torch.no_grad()
     def output(self):
         "What the model says."
-        return self.model(image_tokens=self.image_tokens, input_ids=self.input_ids, attention_mask=self.attention_mask)
+        return self.model(
+            image_tokens=self.image_tokens,
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+        )
 
 
 @torch.no_grad()
@@ -80,52 +95,96 @@ def look(model: CMIMTL, image, question: str) -> Case:
     """Encode a picture (path, PIL image or array) and a question, the model in evaluation mode.
 
     Raises `InputError` for an empty question, an unreadable picture, or a model without its processor or vocabulary."""
-    if model.processor is None: raise InputError(Problem("processor", "this model has none", "Load it by CMIMTL.from_pretrained(folder)"))
-    if not model.config.answers: raise InputError(Problem("answers", "this model has no vocabulary", "Load a trained model"))
-    if not str(question).strip(): raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
+    if model.processor is None:
+        raise InputError(
+            Problem("processor", "this model has none", "Load it by CMIMTL.from_pretrained(folder)")
+        )
+    if not model.config.answers:
+        raise InputError(Problem("answers", "this model has no vocabulary", "Load a trained model"))
+    if not str(question).strip():
+        raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
     model.eval()
     image = open_image(image)
     pixels = model.processor.pixels(image).to(model.device, model.dtype)[None]
     words = {k: x.to(model.device) for k, x in model.processor.words([str(question)]).items()}
-    return Case(model, image.size, model.encode_image(pixels), token_grid(model.image_encoder.config, pixels.shape[-1])[0], **words)
+    return Case(
+        model,
+        image.size,
+        model.encode_image(pixels),
+        token_grid(model.image_encoder.config, pixels.shape[-1])[0],
+        **words,
+    )
 
 # %% ../nbs/40_explain.ipynb #f9ca5c58
 class FromGrid(nn.Module):
     "Scores (B,) of an answer as a function of a case's patch tokens on their grid (B, d, h, w). `grid` is the layer for captum."
+
     def __init__(self, case: Case, score):
         super().__init__()
         self.grid, self.case, self.score = nn.Identity(), case, score
 
     def forward(self, patches: Tensor) -> Tensor:
         c, patches = self.case, self.grid(patches).flatten(2).transpose(1, 2)
-        tokens = torch.cat([c.image_tokens[:, :c.lead].expand(len(patches), -1, -1), patches], dim=1)
-        words = {"input_ids": c.input_ids.expand(len(patches), -1), "attention_mask": c.attention_mask.expand(len(patches), -1)}
+        tokens = torch.cat(
+            [c.image_tokens[:, : c.lead].expand(len(patches), -1, -1), patches], dim=1
+        )
+        words = {
+            "input_ids": c.input_ids.expand(len(patches), -1),
+            "attention_mask": c.attention_mask.expand(len(patches), -1),
+        }
         return self.score(c.model, c.model(image_tokens=tokens, **words))
 
 
 def classifier_score(answer: str):
     "The classifier's logit of an answer. Raises `InputError`, when called, for an answer outside the vocabulary."
+
     def score(model, out):
         if answer not in model.config.answers:
-            raise InputError(Problem(f"answer={answer!r}", "outside the model's vocabulary", "Use one of model.config.answers, or method 'grad_cam_text'"))
+            raise InputError(
+                Problem(
+                    f"answer={answer!r}",
+                    "outside the model's vocabulary",
+                    "Use one of model.config.answers, or method 'grad_cam_text'",
+                )
+            )
         return out.logits[:, model.config.answers.index(answer)]
+
     return score
 
 
 def generator_score(answer: str):
     "Mean log-likelihood of the answer's tokens under the generator. Raises `InputError`, when called, if there is none."
+
     def score(model, out):
-        if not model.config.ffae: raise InputError(Problem("method 'grad_cam_text'", "this model has no generator", "Use 'grad_cam'"))
-        labels = answer_labels(model.processor.generator_tokenizer, [answer], model.config.max_answer_length).to(out.logits.device)
-        total, count = model.generator(out.image_states, out.question_states, out.lengths, out.type_logits.float().softmax(-1),
-                                       labels.expand(len(out.logits), -1))
+        if not model.config.ffae:
+            raise InputError(
+                Problem("method 'grad_cam_text'", "this model has no generator", "Use 'grad_cam'")
+            )
+        labels = answer_labels(
+            model.processor.generator_tokenizer, [answer], model.config.max_answer_length
+        ).to(out.logits.device)
+        total, count = model.generator(
+            out.image_states,
+            out.question_states,
+            out.lengths,
+            out.type_logits.float().softmax(-1),
+            labels.expand(len(out.logits), -1),
+        )
         return -(total / count).expand(len(out.logits))
+
     return score
 
 
 def _cam(case: Case, score) -> Tensor:
     from captum.attr import LayerGradCam
-    patches = case.image_tokens[:, case.lead:].transpose(1, 2).unflatten(2, (case.side, case.side)).clone().requires_grad_()
+
+    patches = (
+        case.image_tokens[:, case.lead :]
+        .transpose(1, 2)
+        .unflatten(2, (case.side, case.side))
+        .clone()
+        .requires_grad_()
+    )
     rest = FromGrid(case, score)
     return LayerGradCam(rest, rest.grid).attribute(patches, relu_attributions=True)[0, 0].detach()
 
@@ -143,24 +202,34 @@ def grad_cam_text(case: Case, answer: str) -> Tensor:
 def _calls(case: Case, modules: list[nn.Module]) -> list[tuple]:
     "Positional and keyword arguments of each module's first call while the model answers."
     calls = {}
-    def note(module, args, kwargs): calls.setdefault(module, (args, kwargs))
+
+    def note(module, args, kwargs):
+        calls.setdefault(module, (args, kwargs))
+
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules]
-    try: case.output()
+    try:
+        case.output()
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return [calls[m] for m in modules]
 
 
 @torch.no_grad()
 def query_to_patch(case: Case) -> Tensor:
     "Attention (K, patches) of each query to the patches; without FVTA, where each image token goes on for itself, the identity."
-    if not case.model.config.fvta: return torch.eye(case.image_tokens.shape[1], device=case.image_tokens.device)[:, case.lead:]
+    if not case.model.config.fvta:
+        return torch.eye(case.image_tokens.shape[1], device=case.image_tokens.device)[
+            :, case.lead :
+        ]
     qformer = case.model.fvta.qformer
-    (args, kwargs), = _calls(case, [qformer])
+    ((args, kwargs),) = _calls(case, [qformer])
     fast = qformer.layers.config._attn_implementation
-    qformer.layers.set_attn_implementation("eager")            # the fast one does not show its weights
-    try: return qformer(*args, **{**kwargs, "return_attention": True})[1][0, :, case.lead:]
-    finally: qformer.layers.set_attn_implementation(fast)
+    qformer.layers.set_attn_implementation("eager")  # the fast one does not show its weights
+    try:
+        return qformer(*args, **{**kwargs, "return_attention": True})[1][0, :, case.lead :]
+    finally:
+        qformer.layers.set_attn_implementation(fast)
 
 
 def _to_grid(case: Case, weights: Tensor) -> Tensor:
@@ -170,7 +239,10 @@ def _to_grid(case: Case, weights: Tensor) -> Tensor:
 
 def query_attention(case: Case, answer: str) -> Tensor:
     "Mean attention of the queries on the token grid, (h, w). The same for every answer; raises `InputError` without FVTA."
-    if not case.model.config.fvta: raise InputError(Problem("method 'query_attention'", "this model has no FVTA", "Use 'grad_cam'"))
+    if not case.model.config.fvta:
+        raise InputError(
+            Problem("method 'query_attention'", "this model has no FVTA", "Use 'grad_cam'")
+        )
     queries = query_to_patch(case)
     return queries.mean(0).unflatten(0, (case.side, case.side))
 
@@ -178,10 +250,20 @@ def query_attention(case: Case, answer: str) -> Tensor:
 def _scan_matrix(branch: SelectiveBranch, u: Tensor, lengths: Tensor | None) -> Tensor:
     "The matrices (B, E, L, L) that the scan of `branch` applies to its convolved input `u` (B, E, L)."
     u = causal_conv1d(u, branch.conv.weight[:, 0], branch.conv.bias, "silu")
-    step, B, C = branch.x_proj(u.transpose(1, 2)).split([branch.dt_rank, branch.d_state, branch.d_state], dim=-1)
+    step, B, C = branch.x_proj(u.transpose(1, 2)).split(
+        [branch.dt_rank, branch.d_state, branch.d_state], dim=-1
+    )
     delta = F.linear(step, branch.dt_proj.weight).transpose(1, 2)
-    return hidden_attention(delta, -torch.exp(branch.A_log.float()), B.transpose(1, 2), C.transpose(1, 2), branch.D.float(),
-                            delta_bias=branch.dt_proj.bias.float(), delta_softplus=True, lengths=lengths)
+    return hidden_attention(
+        delta,
+        -torch.exp(branch.A_log.float()),
+        B.transpose(1, 2),
+        C.transpose(1, 2),
+        branch.D.float(),
+        delta_bias=branch.dt_proj.bias.float(),
+        delta_softplus=True,
+        lengths=lengths,
+    )
 
 
 def token_influence(branch: SelectiveBranch, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -190,7 +272,8 @@ def token_influence(branch: SelectiveBranch, x: Tensor, lengths: Tensor | None =
     Memory grows with L squared times the branch's inner width."""
     u, _ = branch.in_proj(branch.norm(x)).transpose(1, 2).chunk(2, dim=1)
     M = _scan_matrix(branch, u, lengths).abs().mean(1)
-    if not branch.bidirectional: return M
+    if not branch.bidirectional:
+        return M
     back = _scan_matrix(branch, reverse(u, lengths), lengths).abs().mean(1)
     return M + reverse(reverse(back, lengths).transpose(1, 2), lengths).transpose(1, 2)
 
@@ -198,7 +281,13 @@ def token_influence(branch: SelectiveBranch, x: Tensor, lengths: Tensor | None =
 def _cross_mamba_calls(case: Case, method: str) -> list[tuple[CrossMambaBlock, tuple]]:
     blocks = [*case.model.cifr.blocks] if case.model.config.cifr else []
     if not blocks or not all(isinstance(b, CrossMambaBlock) for b in blocks):
-        raise InputError(Problem(f"method {method!r}", "this model has no Cross-Mamba block", "Use 'grad_cam' or 'query_attention'"))
+        raise InputError(
+            Problem(
+                f"method {method!r}",
+                "this model has no Cross-Mamba block",
+                "Use 'grad_cam' or 'query_attention'",
+            )
+        )
     return [(b, args) for b, (args, _) in zip(blocks, _calls(case, blocks))]
 
 
@@ -216,27 +305,47 @@ def hidden_attention_map(case: Case, answer: str) -> Tensor:
 def cross_gate(block: CrossMambaBlock, v: Tensor, q: Tensor, lengths: Tensor) -> Tensor:
     "The gate g (B, N, E) of a Cross-Mamba block for its inputs."
     (_, z_v), (_, z_q) = block.branch(v), block.branch(q, lengths)
-    return F.silu(z_v * (resample_matrix(lengths, torch.full_like(lengths, v.shape[1]), q.shape[1], v.shape[1]).to(v.dtype) @ z_q))
+    return F.silu(
+        z_v
+        * (
+            resample_matrix(
+                lengths, torch.full_like(lengths, v.shape[1]), q.shape[1], v.shape[1]
+            ).to(v.dtype)
+            @ z_q
+        )
+    )
 
 
 @torch.no_grad()
 def gate_map(case: Case, answer: str) -> Tensor:
     "How far the gates open for each query, as shares, brought to the token grid, (h, w)."
-    opening = sum(cross_gate(b, *args)[0].abs().mean(-1) for b, args in _cross_mamba_calls(case, "gate"))
+    opening = sum(
+        cross_gate(b, *args)[0].abs().mean(-1) for b, args in _cross_mamba_calls(case, "gate")
+    )
     return _to_grid(case, opening / opening.sum())
 
 
-METHODS = {"grad_cam": grad_cam, "grad_cam_text": grad_cam_text, "query_attention": query_attention,
-           "hidden_attention": hidden_attention_map, "gate": gate_map}
+METHODS = {
+    "grad_cam": grad_cam,
+    "grad_cam_text": grad_cam_text,
+    "query_attention": query_attention,
+    "hidden_attention": hidden_attention_map,
+    "gate": gate_map,
+}
 
 # %% ../nbs/40_explain.ipynb #c14dab8e
-def explain(model: CMIMTL, image, question: str, method: str = "grad_cam", answer: str | None = None) -> HeatMap:
+def explain(
+    model: CMIMTL, image, question: str, method: str = "grad_cam", answer: str | None = None
+) -> HeatMap:
     """Where `model` looks when it answers a question about a picture (path, PIL image or array).
 
     `method`: one of `METHODS`. `answer`: the answer to be explained, by default the one the model gives (for `grad_cam_text` the one it
     writes). Raises `InputError` for an unknown method, a method that this model has no part for, an answer outside the vocabulary
     and, as `look` does, for a bad picture or question."""
-    if method not in METHODS: raise InputError(Problem(f"method={method!r}", "unknown method", f"Use one of {', '.join(METHODS)}"))
+    if method not in METHODS:
+        raise InputError(
+            Problem(f"method={method!r}", "unknown method", f"Use one of {', '.join(METHODS)}")
+        )
     return explain_case(look(model, image, question), method, answer)
 
 
@@ -245,43 +354,77 @@ def explain_case(case: Case, method: str = "grad_cam", answer: str | None = None
     if answer is None:
         out = case.output()
         written = method == "grad_cam_text" and case.model.config.ffae
-        answer = case.model.write(out)[0] if written else case.model.config.answers[out.logits[0].argmax()]
+        answer = (
+            case.model.write(out)[0]
+            if written
+            else case.model.config.answers[out.logits[0].argmax()]
+        )
     grid = METHODS[method](case, normalise_answer(answer)).float().cpu()
     values = on_picture(grid, *case.size)
     scale = float(values.max())
     return HeatMap(values / scale if scale > 0 else values, scale, grid.numpy(), method, answer)
 
 # %% ../nbs/40_explain.ipynb #59f478e4
-def explain_question(model: CMIMTL, image, question: str, answer: str | None = None, steps: int = 32) -> list[tuple[str, float]]:
+def explain_question(
+    model: CMIMTL, image, question: str, answer: str | None = None, steps: int = 32
+) -> list[tuple[str, float]]:
     """Each token of the question with its part in the logit of `answer` (by default the answer given), in logits.
 
     The parts add up to the logit less that for a question of padding tokens, up to the error of `steps` steps. Raises
     `InputError` as `explain` does."""
     from captum.attr import LayerIntegratedGradients
+
     case = look(model, image, question)
-    answer = model.config.answers[case.output().logits[0].argmax()] if answer is None else normalise_answer(answer)
+    answer = (
+        model.config.answers[case.output().logits[0].argmax()]
+        if answer is None
+        else normalise_answer(answer)
+    )
     tokenizer, score = model.processor.tokenizer, classifier_score(answer)
-    special = torch.tensor(tokenizer.get_special_tokens_mask(case.input_ids[0].tolist(), already_has_special_tokens=True), device=model.device)
+    special = torch.tensor(
+        tokenizer.get_special_tokens_mask(
+            case.input_ids[0].tolist(), already_has_special_tokens=True
+        ),
+        device=model.device,
+    )
     baseline = torch.where(special.bool(), case.input_ids, tokenizer.pad_token_id)
     expand = lambda x, n: x.expand(n, *x.shape[1:])
+
     def logit(ids):
-        return score(model, model(image_tokens=expand(case.image_tokens, len(ids)), input_ids=ids, attention_mask=expand(case.attention_mask, len(ids))))
-    parts = LayerIntegratedGradients(logit, model.text_encoder.get_input_embeddings()).attribute(
-        case.input_ids, baseline, n_steps=steps, internal_batch_size=steps)[0].sum(-1)
+        return score(
+            model,
+            model(
+                image_tokens=expand(case.image_tokens, len(ids)),
+                input_ids=ids,
+                attention_mask=expand(case.attention_mask, len(ids)),
+            ),
+        )
+
+    parts = (
+        LayerIntegratedGradients(logit, model.text_encoder.get_input_embeddings())
+        .attribute(case.input_ids, baseline, n_steps=steps, internal_batch_size=steps)[0]
+        .sum(-1)
+    )
     words = [tokenizer.decode([i]).strip() for i in case.input_ids[0].tolist()]
     return [(w, float(p)) for w, p, s in zip(words, parts, special.tolist()) if not s]
 
 # %% ../nbs/40_explain.ipynb #63a9b71d
 class BrightnessEncoder(nn.Module):
     "For tests: each patch of 4 x 4 pixels becomes a token (width d) whose first number is its brightness, after `lead` empty tokens."
+
     def __init__(self, config, d: int, lead: int):
         super().__init__()
         self.config, self.d, self.lead = config, d, lead
 
     def forward(self, pixel_values):
-        bright = F.avg_pool2d((pixel_values.mean(1, keepdim=True) + 1.5).clamp(min=0), 4).flatten(2).transpose(1, 2)
+        bright = (
+            F.avg_pool2d((pixel_values.mean(1, keepdim=True) + 1.5).clamp(min=0), 4)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         tokens = F.pad(F.pad(bright, (0, self.d - 1)), (0, 0, self.lead, 0))
         from transformers.modeling_outputs import BaseModelOutput
+
         return BaseModelOutput(last_hidden_state=tokens)
 
 
@@ -291,22 +434,46 @@ def patch_reader(lead: int = 0, pool: int = 1, **options) -> CMIMTL:
 
     from cmi_mtl.encoders import build_tokenizer
     from cmi_mtl.model import CMIMTLProcessor, tiny_config
+
     seed_everything(1)
     answers = ["yes", "no", "left", "right", "nodule", "mass"]
     words = build_tokenizer(["is there a bright patch ?", *answers])
     plain = dict(image_positions=False, question_attention=0, query_start="mean")
-    config = tiny_config(answers, words, image_size=48, hidden_size=32, image_pool=pool, **plain, generator={
-        "num_layers": 1, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 32, "vocab_size": len(words), "pad_token_id": words.pad_token_id,
-        "decoder_start_token_id": words.pad_token_id, "eos_token_id": words.sep_token_id}, **options)
+    config = tiny_config(
+        answers,
+        words,
+        image_size=48,
+        hidden_size=32,
+        image_pool=pool,
+        **plain,
+        generator={
+            "num_layers": 1,
+            "d_model": 32,
+            "num_heads": 2,
+            "d_kv": 16,
+            "d_ff": 32,
+            "vocab_size": len(words),
+            "pad_token_id": words.pad_token_id,
+            "decoder_start_token_id": words.pad_token_id,
+            "eos_token_id": words.sep_token_id,
+        },
+        **options,
+    )
     model = CMIMTL(config)
-    grid = PretrainedConfig(patch_size=4) if lead else PretrainedConfig(patch_size=4, hidden_sizes=[32])
+    grid = (
+        PretrainedConfig(patch_size=4)
+        if lead
+        else PretrainedConfig(patch_size=4, hidden_sizes=[32])
+    )
     model.image_encoder, model.project_image = BrightnessEncoder(grid, 32, lead), nn.Identity()
     model.processor = CMIMTLProcessor.for_model(config, words)
     with torch.no_grad():
-        for layer in (model.fvta.qformer.layers.encoder.layer if config.fvta else ()):
-            if not hasattr(layer, "crossattention"): continue
+        for layer in model.fvta.qformer.layers.encoder.layer if config.fvta else ():
+            if not hasattr(layer, "crossattention"):
+                continue
             a = layer.crossattention.attention
-            for part in (a.query, a.key): part.weight.zero_(), part.bias.zero_()
+            for part in (a.query, a.key):
+                part.weight.zero_(), part.bias.zero_()
             a.query.bias.fill_(1)
             a.key.weight[:, 0] = 2
     return model.eval()
@@ -321,11 +488,17 @@ def region_mask(sample: VQASample, width: int, height: int) -> np.ndarray:
         if r.mask is not None:
             levels = read_label_map(r.mask)
             if levels.shape != out.shape:
-                raise InputError(Problem(r.mask, f"is {levels.shape[1]} x {levels.shape[0]}, its picture {width} x {height}", "Give a label map of the picture's size"))
+                raise InputError(
+                    Problem(
+                        r.mask,
+                        f"is {levels.shape[1]} x {levels.shape[0]}, its picture {width} x {height}",
+                        "Give a label map of the picture's size",
+                    )
+                )
             out |= levels == r.value
         elif r.box is not None:
             left, top, w, h = (round(v) for v in r.box)
-            out[max(0, top):top + h, max(0, left):left + w] = True
+            out[max(0, top) : top + h, max(0, left) : left + w] = True
     return out
 
 
@@ -364,7 +537,9 @@ def untrained(model: CMIMTL, seed: int = 0) -> CMIMTL:
     return fresh.to(model.device).eval()
 
 # %% ../nbs/40_explain.ipynb #568d7360
-def ground(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", rival: CMIMTL | None = None) -> list[dict]:
+def ground(
+    model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", rival: CMIMTL | None = None
+) -> list[dict]:
     """How right the maps are on samples with regions; others are left out. One dictionary a question: qid, image_id, question_type,
     `correct`, `area` (share of the picture inside the region), `kind` (finding or organ), and for each measure of `MEASURES` the
     value of the model, of `rival` (an untrained model, say), of centre and of chance: `pointing: model`, …
@@ -374,13 +549,28 @@ def ground(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", ri
     for s in samples:
         case = look(model, s.image, s.question)
         mask = region_mask(s, *case.size)
-        if not mask.any(): continue
+        if not mask.any():
+            continue
         m = explain_case(case, method, None)
         maps = {"model": m.values, "centre": centre_map(*case.size)}
-        if rival is not None: maps["untrained"] = explain_case(look(rival, s.image, s.question), method, m.answer).values
-        row = {"qid": s.qid, "image_id": s.image_id, "question_type": s.question_type, "answer_type": s.answer_type, "area": float(mask.mean()),
-               "kind": "finding" if all(r.kind == "finding" for r in s.regions) else "organ", "correct": normalise_answer(s.answer) == m.answer}
-        row |= {f"{name}: {source}": f(values, mask) for name, f in MEASURES.items() for source, values in maps.items()}
+        if rival is not None:
+            maps["untrained"] = explain_case(
+                look(rival, s.image, s.question), method, m.answer
+            ).values
+        row = {
+            "qid": s.qid,
+            "image_id": s.image_id,
+            "question_type": s.question_type,
+            "answer_type": s.answer_type,
+            "area": float(mask.mean()),
+            "kind": "finding" if all(r.kind == "finding" for r in s.regions) else "organ",
+            "correct": normalise_answer(s.answer) == m.answer,
+        }
+        row |= {
+            f"{name}: {source}": f(values, mask)
+            for name, f in MEASURES.items()
+            for source, values in maps.items()
+        }
         rows.append(row | {f"{name}: chance": row["area"] for name in MEASURES})
     return rows
 
@@ -390,47 +580,91 @@ def focal(row: dict) -> bool:
     return row["correct"] and row["kind"] == "finding" and row["area"] < 0.05
 
 
-def compare(rows: list[dict], measure: str = "pointing", rivals: tuple = ("chance", "centre", "untrained")) -> dict:
+def compare(
+    rows: list[dict], measure: str = "pointing", rivals: tuple = ("chance", "centre", "untrained")
+) -> dict:
     "Mean of a measure for the model and each rival, and the paired differences with their intervals over images, in percent."
-    clusters, of = [r["image_id"] for r in rows], lambda source: np.array([r[f"{measure}: {source}"] for r in rows])
-    out = {"questions": len(rows), "images": len(set(clusters)), "model": 100 * float(of("model").mean()) if rows else None}
+    clusters, of = (
+        [r["image_id"] for r in rows],
+        lambda source: np.array([r[f"{measure}: {source}"] for r in rows]),
+    )
+    out = {
+        "questions": len(rows),
+        "images": len(set(clusters)),
+        "model": 100 * float(of("model").mean()) if rows else None,
+    }
     for rival in rivals if rows else ():
         low, high = cluster_bootstrap(of("model") - of(rival), clusters)
-        out[rival] = {"mean": 100 * float(of(rival).mean()), "difference": 100 * float((of("model") - of(rival)).mean()),
-                      "low": 100 * low, "high": 100 * high}
+        out[rival] = {
+            "mean": 100 * float(of(rival).mean()),
+            "difference": 100 * float((of("model") - of(rival)).mean()),
+            "low": 100 * low,
+            "high": 100 * high,
+        }
     return out
 
 
 def grounding_table(rows: list[dict], rivals: tuple = ("chance", "centre", "untrained")) -> str:
     "A Markdown table: each measure for all questions, the focal ones, and each question type; differences with 95 % intervals."
     groups = {"all with a region": rows, "focal finding, correct": [r for r in rows if focal(r)]}
-    for t in sorted({r["question_type"] or "" for r in rows} - {""}): groups[t] = [r for r in rows if r["question_type"] == t]
-    lines = ["| questions | n | measure | model | " + " | ".join(f"{r} (model less {r})" for r in rivals) + " |", "|---" * (4 + len(rivals)) + "|"]
+    for t in sorted({r["question_type"] or "" for r in rows} - {""}):
+        groups[t] = [r for r in rows if r["question_type"] == t]
+    lines = [
+        "| questions | n | measure | model | "
+        + " | ".join(f"{r} (model less {r})" for r in rivals)
+        + " |",
+        "|---" * (4 + len(rivals)) + "|",
+    ]
     for name, part in groups.items():
         for measure in MEASURES:
             c = compare(part, measure, rivals)
-            if not part: cells = ["-"] * (1 + len(rivals))
-            else: cells = [f"{c['model']:.1f}", *(f"{c[r]['mean']:.1f} ({c[r]['difference']:+.1f}, {c[r]['low']:+.1f} to {c[r]['high']:+.1f})" for r in rivals)]
+            if not part:
+                cells = ["-"] * (1 + len(rivals))
+            else:
+                cells = [
+                    f"{c['model']:.1f}",
+                    *(
+                        f"{c[r]['mean']:.1f} ({c[r]['difference']:+.1f}, {c[r]['low']:+.1f} to {c[r]['high']:+.1f})"
+                        for r in rivals
+                    ),
+                ]
             lines.append(f"| {name} | {len(part)} | {measure} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 # %% ../nbs/40_explain.ipynb #2ee14a7c
 @torch.no_grad()
-def deletion_insertion(model: CMIMTL, image, question: str, values: np.ndarray, answer: str, steps: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def deletion_insertion(
+    model: CMIMTL, image, question: str, values: np.ndarray, answer: str, steps: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
     """Probability of `answer` after 0, 1/steps, … of the picture's pixels are blurred, in falling order of `values` (H, W), and the same
     for a blurred picture that is restored: two arrays (steps + 1,)."""
     image = open_image(image)
-    sharp, dull = (np.asarray(i) for i in (image, image.filter(ImageFilter.GaussianBlur(max(image.size) / 12))))
+    sharp, dull = (
+        np.asarray(i) for i in (image, image.filter(ImageFilter.GaussianBlur(max(image.size) / 12)))
+    )
     rank = np.empty(values.size, int)
     rank[np.argsort(-values.ravel(), kind="stable")] = np.arange(values.size)
-    first = [(rank < round(k / steps * values.size)).reshape(*values.shape, 1) for k in range(steps + 1)]
+    first = [
+        (rank < round(k / steps * values.size)).reshape(*values.shape, 1) for k in range(steps + 1)
+    ]
     pictures = [np.where(f, dull, sharp) for f in first] + [np.where(f, sharp, dull) for f in first]
-    batch = {k: x.to(model.device) for k, x in model.processor(pictures, [question] * len(pictures)).items()}
-    p = (model(**batch).logits.float() / model.config.confidence_temperature).softmax(-1)[:, model.config.answers.index(answer)]
+    batch = {
+        k: x.to(model.device)
+        for k, x in model.processor(pictures, [question] * len(pictures)).items()
+    }
+    p = (model(**batch).logits.float() / model.config.confidence_temperature).softmax(-1)[
+        :, model.config.answers.index(answer)
+    ]
     return tuple(p.cpu().numpy().reshape(2, -1))
 
 
-def faithfulness(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", steps: int = 10, seed: int = 0) -> list[dict]:
+def faithfulness(
+    model: CMIMTL,
+    samples: list[VQASample],
+    method: str = "grad_cam",
+    steps: int = 10,
+    seed: int = 0,
+) -> list[dict]:
     """Areas under the deletion and insertion curves, for the model's map, the centre map and a random one. One dictionary a question:
     qid, image_id, question_type, and `deletion: model`, `insertion: centre`, `deletion: chance`, …"""
     rng, rows = np.random.default_rng(seed), []
@@ -439,8 +673,15 @@ def faithfulness(model: CMIMTL, samples: list[VQASample], method: str = "grad_ca
         m = explain_case(case, method if method != "grad_cam_text" else "grad_cam")
         chance = on_picture(torch.from_numpy(rng.random((case.side, case.side))), *case.size)
         row = {"qid": s.qid, "image_id": s.image_id, "question_type": s.question_type}
-        for source, values in (("model", m.values), ("centre", centre_map(*case.size)), ("chance", chance)):
-            areas = [float(np.trapezoid(c, dx=1 / steps)) for c in deletion_insertion(model, s.image, s.question, values, m.answer, steps)]
+        for source, values in (
+            ("model", m.values),
+            ("centre", centre_map(*case.size)),
+            ("chance", chance),
+        ):
+            areas = [
+                float(np.trapezoid(c, dx=1 / steps))
+                for c in deletion_insertion(model, s.image, s.question, values, m.answer, steps)
+            ]
             row |= {f"deletion: {source}": areas[0], f"insertion: {source}": areas[1]}
         rows.append(row)
     return rows
@@ -449,22 +690,42 @@ def faithfulness(model: CMIMTL, samples: list[VQASample], method: str = "grad_ca
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     "Spearman's correlation of two maps; 0 where one of them is flat, 1 where both are."
     from scipy.stats import spearmanr
+
     flat = [np.ptp(x) == 0 for x in (a, b)]
     return float(all(flat)) if any(flat) else float(spearmanr(a.ravel(), b.ravel()).statistic)
 
 
-def sanity(model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", rival: CMIMTL | None = None, seed: int = 0) -> list[dict]:
+def sanity(
+    model: CMIMTL,
+    samples: list[VQASample],
+    method: str = "grad_cam",
+    rival: CMIMTL | None = None,
+    seed: int = 0,
+) -> list[dict]:
     """Rank correlation of each map with that of `rival` (by default `untrained(model, seed)`) for the same answer, as `weights`; and
     with that for a question drawn from the other samples, as `question`. One dictionary a question, with qid and image_id."""
     rival, rng, rows = rival or untrained(model, seed), np.random.default_rng(seed), []
     for s in samples:
         m = explain(model, s.image, s.question, method)
         others = [o.question for o in samples if o.question != s.question]
-        if not others: raise InputError(Problem("samples", "they all ask the same question", "Give samples with several questions"))
+        if not others:
+            raise InputError(
+                Problem(
+                    "samples",
+                    "they all ask the same question",
+                    "Give samples with several questions",
+                )
+            )
         random = explain(rival, s.image, s.question, method, m.answer)
         asked = explain(model, s.image, others[rng.integers(len(others))], method)
-        rows.append({"qid": s.qid, "image_id": s.image_id, "weights": rank_correlation(m.grid, random.grid),
-                     "question": rank_correlation(m.grid, asked.grid)})
+        rows.append(
+            {
+                "qid": s.qid,
+                "image_id": s.image_id,
+                "weights": rank_correlation(m.grid, random.grid),
+                "question": rank_correlation(m.grid, asked.grid),
+            }
+        )
     return rows
 
 # %% ../nbs/40_explain.ipynb #27b54b48
@@ -472,6 +733,13 @@ def overlay(ax, image, heat: HeatMap, mask: np.ndarray | None = None, strength: 
     "Draw a picture with its heat map on a matplotlib axis, and around the region `mask` (H, W) a line. Returns the map's artist."
     ax.imshow(open_image(image).convert("L"), cmap="gray")
     shown = ax.imshow(heat.values, cmap="inferno", vmin=0, vmax=1, alpha=strength * heat.values)
-    if mask is not None and mask.any(): ax.contour(np.pad(mask, 1), [0.5], colors="cyan", linewidths=0.9, extent=(-1.5, mask.shape[1] + 0.5, -1.5, mask.shape[0] + 0.5))
+    if mask is not None and mask.any():
+        ax.contour(
+            np.pad(mask, 1),
+            [0.5],
+            colors="cyan",
+            linewidths=0.9,
+            extent=(-1.5, mask.shape[1] + 0.5, -1.5, mask.shape[0] + 0.5),
+        )
     ax.set_axis_off()
     return shown

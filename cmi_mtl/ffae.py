@@ -24,6 +24,7 @@ class GlobalPath(nn.Module):
     `class_tokens`: 1 where the encoder has a class token, else 0; `heads`: of the question's attention, 0 for none.
     `forward(image (P, N, d), words (B, L, d), lengths (B,), image_index (B,) or None)` -> (B, width); `image_index` tells
     which of the P pictures each question is about."""
+
     def __init__(self, d: int, class_tokens: int = 0, heads: int = 0):
         super().__init__()
         self.class_tokens = class_tokens
@@ -33,20 +34,24 @@ class GlobalPath(nn.Module):
 
     def attend(self, q: Tensor, patches: Tensor, image_index: Tensor | None) -> Tensor:
         "What questions (B, d) see of patches (P, N, d): (B, d). A picture's go side by side: it is projected once."
-        if image_index is None: image_index = torch.arange(len(q), device=q.device)
-        asked = F.one_hot(image_index, len(patches)).cumsum(0)              # of each picture so far
+        if image_index is None:
+            image_index = torch.arange(len(q), device=q.device)
+        asked = F.one_hot(image_index, len(patches)).cumsum(0)  # of each picture so far
         place = asked.gather(1, image_index[:, None])[:, 0] - 1
         side_by_side = q.new_zeros(len(patches), int(asked[-1].max()), q.shape[1])
         side_by_side[image_index, place] = q
         seen, _ = self.attention(side_by_side, patches, patches, need_weights=False)
         return seen[image_index, place]
 
-    def forward(self, image: Tensor, words: Tensor, lengths: Tensor, image_index: Tensor | None = None) -> Tensor:
-        def of_rows(x): return x if image_index is None else x[image_index]   # for each question
+    def forward(
+        self, image: Tensor, words: Tensor, lengths: Tensor, image_index: Tensor | None = None
+    ) -> Tensor:
+        def of_rows(x):
+            return x if image_index is None else x[image_index]  # for each question
 
-        patches = image[:, self.class_tokens:]
+        patches = image[:, self.class_tokens :]
         v, q = of_rows(patches.mean(1)), masked_mean(words, lengths)
-        parts = [*of_rows(image[:, :self.class_tokens]).unbind(1), v, q, v * q]
+        parts = [*of_rows(image[:, : self.class_tokens]).unbind(1), v, q, v * q]
         if self.attention is not None:
             parts.append(self.attend(q, patches, image_index))
         return self.norm(torch.cat(parts, dim=-1))
@@ -57,15 +62,23 @@ class AnswerClassifier(nn.Module):
 
     `global_width`: width of the global path's vector, 0 for none; `fine`: whether the fused sequences are read at all.
     `forward(v (B, N, d), q (B, L, d), lengths (B,), g (B, global_width) or None)` -> logits (B, answers)."""
-    def __init__(self, d: int, answers: int, dropout: float = 0.1, global_width: int = 0, fine: bool = True):
+
+    def __init__(
+        self, d: int, answers: int, dropout: float = 0.1, global_width: int = 0, fine: bool = True
+    ):
         super().__init__()
         self.fine = fine
         if fine:
             self.norm_v, self.norm_q = nn.LayerNorm(d), nn.LayerNorm(d)
             self.pool_v, self.pool_q = nn.Linear(d, d), nn.Linear(d, d)
-        self.width = 2 * d * fine + global_width        # of the joint vector
-        self.head = nn.Sequential(nn.Linear(self.width, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Dropout(dropout),
-                                  nn.Linear(2 * d, answers))
+        self.width = 2 * d * fine + global_width  # of the joint vector
+        self.head = nn.Sequential(
+            nn.Linear(self.width, 2 * d),
+            nn.LayerNorm(2 * d),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * d, answers),
+        )
 
     def pool(self, v: Tensor, q: Tensor, lengths: Tensor, g: Tensor | None = None) -> Tensor:
         "The joint vector h, (B, width)."
@@ -80,22 +93,33 @@ class AnswerClassifier(nn.Module):
         return self.head(self.pool(v, q, lengths, g))
 
 
-def answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce", count: float | None = None) -> Tensor:
+def answer_loss(
+    logits: Tensor, labels: Tensor, kind: str = "bce", count: float | None = None
+) -> Tensor:
     """Mean loss over the batch; `labels` (B,) are indices, -1 for an answer outside the vocabulary. `count`: divide the sum by
     this instead, where the batch is a part of a larger one.
 
     "bce": binary cross entropy over all answers times their number (paper), an outside answer being none of them; "ce": cross
     entropy, outside answers left out. Raises `InputError` for another kind."""
-    if kind == "ce": return F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum") / (count or (labels >= 0).sum().clamp(min=1))
-    if kind != "bce": raise InputError(Problem(f"classifier_loss={kind!r}", "no such loss", "Use 'bce' or 'ce'"))
-    target = torch.zeros_like(logits, dtype=torch.float32).scatter(1, labels.clamp(min=0)[:, None], (labels >= 0).float()[:, None])
-    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / (count or len(labels))
+    if kind == "ce":
+        return F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum") / (
+            count or (labels >= 0).sum().clamp(min=1)
+        )
+    if kind != "bce":
+        raise InputError(Problem(f"classifier_loss={kind!r}", "no such loss", "Use 'bce' or 'ce'"))
+    target = torch.zeros_like(logits, dtype=torch.float32).scatter(
+        1, labels.clamp(min=0)[:, None], (labels >= 0).float()[:, None]
+    )
+    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / (
+        count or len(labels)
+    )
 
 # %% ../nbs/24_ffae.ipynb #75ba6994
 class AnswerGenerator(nn.Module):
     """A T5 that writes the answer from the fused tokens (paper, FFAE).
 
     All methods take v (B, N, d), q (B, L, d), lengths (B,) and the answer-type probabilities (B, 2)."""
+
     def __init__(self, d: int, config: T5Config, t5: T5ForConditionalGeneration | None = None):
         super().__init__()
         self.t5 = t5 or T5ForConditionalGeneration(config)
@@ -104,26 +128,50 @@ class AnswerGenerator(nn.Module):
 
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
         "T5's input: embeddings (B, N + longest question, d_model) and their additive mask."
-        q = q[:, :int(lengths.max())]                      # others of the batch may be longer
-        x = self.project(torch.cat([v, q], dim=1).float()) + (types.float() @ self.type_embedding)[:, None]
+        q = q[:, : int(lengths.max())]  # others of the batch may be longer
+        x = (
+            self.project(torch.cat([v, q], dim=1).float())
+            + (types.float() @ self.type_embedding)[:, None]
+        )
         mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
 
-    def forward(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropies of all answer tokens, and their number; `labels` (B, T) with -100 where nothing is to be
         learned. At least one row is needed: a batch without an open question brings one whose labels are all -100."""
         with torch.autocast(v.device.type, enabled=False):
-            logits = self.t5(**self.inputs(v, q, lengths, types), decoder_input_ids=self.t5._shift_right(labels)).logits
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), (labels != -100).sum()
+            logits = self.t5(
+                **self.inputs(v, q, lengths, types), decoder_input_ids=self.t5._shift_right(labels)
+            ).logits
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), (
+                labels != -100
+            ).sum()
 
     @torch.no_grad()
-    def generate(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, num_beams: int = 1, max_new_tokens: int = 16) -> Tensor:
+    def generate(
+        self,
+        v: Tensor,
+        q: Tensor,
+        lengths: Tensor,
+        types: Tensor,
+        num_beams: int = 1,
+        max_new_tokens: int = 16,
+    ) -> Tensor:
         "Token ids of the answers (B, T): greedy, or the best of `num_beams` beams."
         with torch.autocast(v.device.type, enabled=False):
-            return self.t5.generate(**self.inputs(v, q, lengths, types), num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False)
+            return self.t5.generate(
+                **self.inputs(v, q, lengths, types),
+                num_beams=num_beams,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
 
     @torch.no_grad()
-    def score(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, candidates: Tensor) -> Tensor:
+    def score(
+        self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, candidates: Tensor
+    ) -> Tensor:
         "Mean log-likelihood per token of each candidate (C, T; -100 past its end) for each row: (B, C)."
         with torch.autocast(v.device.type, enabled=False):
             inputs = self.inputs(v, q, lengths, types)
@@ -131,8 +179,11 @@ class AnswerGenerator(nn.Module):
             out = []
             for labels in candidates.split(1):
                 labels = labels[labels != -100].repeat(len(v), 1)
-                logits = self.t5(encoder_outputs=memory, attention_mask=inputs["attention_mask"],
-                                 decoder_input_ids=self.t5._shift_right(labels)).logits
+                logits = self.t5(
+                    encoder_outputs=memory,
+                    attention_mask=inputs["attention_mask"],
+                    decoder_input_ids=self.t5._shift_right(labels),
+                ).logits
                 out.append(logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0].mean(1))
             return torch.stack(out, dim=1)
 
@@ -144,11 +195,20 @@ def build_answer_tokenizer(answers: list[str], vocabulary: int = 4096) -> PreTra
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["[PAD]", "[END]"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["[PAD]", "[END]"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     t.train_from_iterator(answers, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="[PAD]", eos_token="[END]",
-                                   split_special_tokens=True, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        pad_token="[PAD]",
+        eos_token="[END]",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def decode_answers(tokenizer, ids) -> list[str]:
@@ -185,12 +245,23 @@ def answer_coverage(tokenizer, answers: list[str], max_length: int) -> dict:
     tokens and are cut ("cut"), and how many, even uncut, the tokenizer does not give back exactly ("changed")."""
     ids = _answer_ids(tokenizer, answers)
     changed = sum(a != text for a, text in zip(answers, decode_answers(tokenizer, ids)))
-    return {"answers": len(answers), "max_length": max_length, "cut": sum(len(x) + 1 > max_length for x in ids),
-            "changed": changed}
+    return {
+        "answers": len(answers),
+        "max_length": max_length,
+        "cut": sum(len(x) + 1 > max_length for x in ids),
+        "changed": changed,
+    }
 
 # %% ../nbs/24_ffae.ipynb #51c345c3
-def joint_loss(cls: Tensor, vtc: Tensor | None = None, gen: Tensor | None = None, kind: Tensor | None = None,
-               alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5) -> Tensor:
+def joint_loss(
+    cls: Tensor,
+    vtc: Tensor | None = None,
+    gen: Tensor | None = None,
+    kind: Tensor | None = None,
+    alpha: float = 0.2,
+    beta: float = 0.4,
+    gamma: float = 0.5,
+) -> Tensor:
     "L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type), `kind` being L_type; a part that is switched off is None."
     aux = (0 if gen is None else gen) + (0 if kind is None else gamma * kind)
     return cls + (0 if vtc is None else alpha * vtc) + beta * aux

@@ -27,10 +27,12 @@ def image_start(image_tokens: Tensor, start: str, queries: int) -> Tensor:
     """What of an image (B, N, d) its queries begin with: (B, 1 or K, d).
 
     The N tokens are a square of patches, row by row; a class token before them takes no part in the grid."""
-    if start == "nothing": return image_tokens.new_zeros(len(image_tokens), 1, image_tokens.shape[2])
-    if start == "mean": return image_tokens.mean(1, keepdim=True)
+    if start == "nothing":
+        return image_tokens.new_zeros(len(image_tokens), 1, image_tokens.shape[2])
+    if start == "mean":
+        return image_tokens.mean(1, keepdim=True)
     side, cells = math.isqrt(image_tokens.shape[1]), math.isqrt(queries)
-    patches = image_tokens[:, image_tokens.shape[1] - side * side:]
+    patches = image_tokens[:, image_tokens.shape[1] - side * side :]
     square = patches.transpose(1, 2).unflatten(2, (side, side))
     return F.adaptive_avg_pool2d(square, cells).flatten(2).transpose(1, 2)
 
@@ -42,52 +44,96 @@ class QFormer(nn.Module):
     `forward(image_tokens (B, N, d))` -> queries (B, K, d). With `return_attention=True` also the attention of each query to
     the image tokens, averaged over heads and cross-attention layers, (B, K, N). Raises `InputError` for an unknown start, and
     for a grid of a number of queries that is no square."""
+
     def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32, start: str = "nothing"):
         super().__init__()
         if start not in QUERY_STARTS:
-            raise InputError(Problem(f"query_start={start!r}", "no such start", f"Use one of {', '.join(QUERY_STARTS)}"))
+            raise InputError(
+                Problem(
+                    f"query_start={start!r}",
+                    "no such start",
+                    f"Use one of {', '.join(QUERY_STARTS)}",
+                )
+            )
         if start == "grid" and math.isqrt(num_queries) ** 2 != num_queries:
-            raise InputError(Problem(f"num_queries={num_queries}", "is no square, as query_start='grid' needs", "Use 9, 16 or 25"))
+            raise InputError(
+                Problem(
+                    f"num_queries={num_queries}",
+                    "is no square, as query_start='grid' needs",
+                    "Use 9, 16 or 25",
+                )
+            )
         self.start = start
         self.queries = nn.Parameter(torch.randn(1, num_queries, config.hidden_size) * 0.02)
         self.layers = Blip2QFormerModel(config)
 
     def forward(self, image_tokens: Tensor, return_attention: bool = False):
         start = self.queries + image_start(image_tokens, self.start, self.queries.shape[1])
-        out = self.layers(start, encoder_hidden_states=image_tokens, output_attentions=return_attention)
-        if not return_attention: return out.last_hidden_state
+        out = self.layers(
+            start, encoder_hidden_states=image_tokens, output_attentions=return_attention
+        )
+        if not return_attention:
+            return out.last_hidden_state
         cross = [a for a in out.cross_attentions if a is not None]
         return out.last_hidden_state, torch.stack(cross).mean(dim=(0, 2))
 
 # %% ../nbs/22_fvta.ipynb #a4c10b47
 class KeyReport(NamedTuple):
     "Which parameters of a model a foreign checkpoint filled, which it lacks, which of its own were not wanted."
+
     matched: list[str]
     missing: list[str]
     unexpected: list[str]
 
-    def __str__(self): return f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+    def __str__(self):
+        return f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
 
 
 def load_bert_into_qformer(qformer: QFormer, bert: str | nn.Module) -> KeyReport:
     """Copy the self-attention and feed-forward weights of a BERT (folder, hub name or model) into the Q-Former.
 
     Raises `InputError` when the widths differ or the BERT has fewer layers."""
-    if not isinstance(bert, nn.Module): bert = load_encoder(str(bert))
+    if not isinstance(bert, nn.Module):
+        bert = load_encoder(str(bert))
     source, target = bert.state_dict(), qformer.layers.state_dict()
-    rename = {k: k.replace(".attention.self.", ".attention.attention.").replace(".intermediate.", ".intermediate_query.", 1) for k in source}
+    rename = {
+        k: k.replace(".attention.self.", ".attention.attention.").replace(
+            ".intermediate.", ".intermediate_query.", 1
+        )
+        for k in source
+    }
     for k, v in rename.items():
-        if ".output." in k and ".attention." not in k: rename[k] = v.replace(".output.", ".output_query.")
-    rename |= {k: v.replace("embeddings.LayerNorm.", "layernorm.") for k, v in rename.items() if "embeddings.LayerNorm" in v}
+        if ".output." in k and ".attention." not in k:
+            rename[k] = v.replace(".output.", ".output_query.")
+    rename |= {
+        k: v.replace("embeddings.LayerNorm.", "layernorm.")
+        for k, v in rename.items()
+        if "embeddings.LayerNorm" in v
+    }
     fits = {v: source[k] for k, v in rename.items() if v in target}
     for name, t in fits.items():
         if t.shape != target[name].shape:
-            raise InputError(Problem(f"Q-Former parameter {name}", f"has shape {tuple(target[name].shape)}, BERT's has {tuple(t.shape)}",
-                                     "Give the Q-Former the hidden size and intermediate size of that BERT"))
+            raise InputError(
+                Problem(
+                    f"Q-Former parameter {name}",
+                    f"has shape {tuple(target[name].shape)}, BERT's has {tuple(t.shape)}",
+                    "Give the Q-Former the hidden size and intermediate size of that BERT",
+                )
+            )
     if lacking := [k for k in target if k not in fits and "crossattention" not in k]:
-        raise InputError(Problem(f"Q-Former parameter {lacking[0]}", "this BERT has none for it", "Give the Q-Former no more layers than the BERT"))
+        raise InputError(
+            Problem(
+                f"Q-Former parameter {lacking[0]}",
+                "this BERT has none for it",
+                "Give the Q-Former no more layers than the BERT",
+            )
+        )
     qformer.layers.load_state_dict(fits, strict=False)
-    return KeyReport(sorted(fits), sorted(set(target) - set(fits)), sorted(k for k, v in rename.items() if v not in target))
+    return KeyReport(
+        sorted(fits),
+        sorted(set(target) - set(fits)),
+        sorted(k for k, v in rename.items() if v not in target),
+    )
 
 # %% ../nbs/22_fvta.ipynb #8bf4c9d9
 def negatives_mask(image_ids: Tensor, question_ids: Tensor) -> Tensor:
@@ -96,25 +142,33 @@ def negatives_mask(image_ids: Tensor, question_ids: Tensor) -> Tensor:
     return ~same | torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
 
 
-def contrastive_loss(similarity: Tensor, keep: Tensor | None = None, smoothing: float = 0.1) -> Tensor:
+def contrastive_loss(
+    similarity: Tensor, keep: Tensor | None = None, smoothing: float = 0.1
+) -> Tensor:
     """InfoNCE both ways over a (B, B) similarity (paper, L_vtc). `keep`: the pairs that count, all where None.
 
     Rows without a negative drop out; if none is left the loss is 0."""
     keep = torch.ones_like(similarity, dtype=torch.bool) if keep is None else keep
+
     def one_way(s, keep):
         s = s.masked_fill(~keep, torch.finfo(s.dtype).min)
         n = keep.sum(1, keepdim=True)
-        target = (1 - smoothing) * torch.eye(len(s), dtype=s.dtype, device=s.device) + smoothing * keep / n
+        target = (1 - smoothing) * torch.eye(
+            len(s), dtype=s.dtype, device=s.device
+        ) + smoothing * keep / n
         loss = -(target * F.log_softmax(s, dim=1).masked_fill(~keep, 0)).sum(1)
         counts = (n[:, 0] > 1).to(s.dtype)
         return (loss * counts).sum() / counts.sum().clamp(min=1)
+
     return (one_way(similarity, keep) + one_way(similarity.T, keep.T)) / 2
 
 # %% ../nbs/22_fvta.ipynb #11bba503
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        sizes = [torch.empty(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())]
+        sizes = [
+            torch.empty(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())
+        ]
         dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
         ctx.sizes = torch.cat(sizes).tolist()
         padded = torch.cat([x, x.new_zeros(max(ctx.sizes) - len(x), *x.shape[1:])])
@@ -131,35 +185,60 @@ class _AllGather(torch.autograd.Function):
 
 def gather_rows(x: Tensor) -> Tensor:
     "Concatenate the rows of all processes, however many each has, in rank order, with gradients; `x` itself in a single process."
-    return _AllGather.apply(x) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else x
+    return (
+        _AllGather.apply(x)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        else x
+    )
 
 
 class FVTA(nn.Module):
     """Fine-grained visual-text feature alignment (paper, section FVTA).
 
     `forward(image_tokens (B, N, d))` -> queries (B, K, d); `loss(queries, question_cls (B, d), image_ids, question_ids)` -> L_vtc."""
-    def __init__(self, config: Blip2QFormerConfig, num_queries: int = 32, projection: int = 256, mend_negatives: bool = True,
-                 query_start: str = "nothing"):
+
+    def __init__(
+        self,
+        config: Blip2QFormerConfig,
+        num_queries: int = 32,
+        projection: int = 256,
+        mend_negatives: bool = True,
+        query_start: str = "nothing",
+    ):
         super().__init__()
         self.qformer = QFormer(config, num_queries, query_start)
-        self.project_image, self.project_text = (nn.Linear(config.hidden_size, projection) for _ in range(2))
+        self.project_image, self.project_text = (
+            nn.Linear(config.hidden_size, projection) for _ in range(2)
+        )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         self.mend_negatives = mend_negatives
 
-    def forward(self, image_tokens: Tensor) -> Tensor: return self.qformer(image_tokens)
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        return self.qformer(image_tokens)
 
     @property
     def temperature(self) -> Tensor:
         x = self.log_temperature
-        return (x + (x.clamp(math.log(0.01), math.log(0.5)) - x).detach()).exp()     # bounded; the gradient passes
+        return (
+            x + (x.clamp(math.log(0.01), math.log(0.5)) - x).detach()
+        ).exp()  # bounded; the gradient passes
 
     def similarity(self, queries: Tensor, question_cls: Tensor) -> Tensor:
         "(B, B'): for each image and question the best query's cosine, over the temperature."
         with torch.autocast(queries.device.type, enabled=False):
             f = F.normalize(self.project_image(queries.float()), dim=-1)
             q = F.normalize(self.project_text(question_cls.float()), dim=-1)
-            return torch.einsum("ikd,jd->ijk", gather_rows(f), gather_rows(q)).amax(-1) / self.temperature
+            return (
+                torch.einsum("ikd,jd->ijk", gather_rows(f), gather_rows(q)).amax(-1)
+                / self.temperature
+            )
 
-    def loss(self, queries: Tensor, question_cls: Tensor, image_ids: Tensor, question_ids: Tensor) -> Tensor:
-        keep = negatives_mask(gather_rows(image_ids), gather_rows(question_ids)) if self.mend_negatives else None
+    def loss(
+        self, queries: Tensor, question_cls: Tensor, image_ids: Tensor, question_ids: Tensor
+    ) -> Tensor:
+        keep = (
+            negatives_mask(gather_rows(image_ids), gather_rows(question_ids))
+            if self.mend_negatives
+            else None
+        )
         return contrastive_loss(self.similarity(queries, question_cls), keep)

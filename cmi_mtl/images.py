@@ -20,6 +20,7 @@ from .core import InputError, Problem
 # %% ../nbs/11_images.ipynb #61175443
 class _Fault(ValueError):
     "What is wrong with a picture and how to put it right; the caller knows its name."
+
     def __init__(self, what: str, remedy: str):
         super().__init__(what)
         self.what, self.remedy = what, remedy
@@ -36,32 +37,39 @@ def _stretch(a: np.ndarray, known: np.ndarray | bool = True) -> np.ndarray:
     if not known.any():
         raise _Fault("holds no value, only NaN, infinity or padding", "Export it again")
     low, high = float(a[known].min()), float(a[known].max())
-    if low == high: return np.where(known, np.uint8(128), np.uint8(0))
+    if low == high:
+        return np.where(known, np.uint8(128), np.uint8(0))
     return _scale(np.where(known, a, low), low, high)
 
 # %% ../nbs/11_images.ipynb #75551c81
-WHITE_IS_ZERO = 0       # value of TIFF's tag 262
+WHITE_IS_ZERO = 0  # value of TIFF's tag 262
 
 
 def _refuse_frames(n: int):
     if n > 1:
-        raise _Fault(f"holds {n} pages or frames",
-                     "Export the one that the question is about as a file of its own")
+        raise _Fault(
+            f"holds {n} pages or frames",
+            "Export the one that the question is about as a file of its own",
+        )
 
 
 def _refuse_dark(image: Image.Image):
     "12-bit numbers in 16-bit colours come out almost black: no level above a sixteenth."
     if np.max(image.getextrema()) <= 16:
-        raise _Fault("is a 16-bit colour picture that is almost black",
-                     "Export it as 16-bit grey, or as 8-bit colour")
+        raise _Fault(
+            "is a 16-bit colour picture that is almost black",
+            "Export it as 16-bit grey, or as 8-bit colour",
+        )
 
 
 def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
     "A picture of any mode as 8-bit RGB. `draft`: a JPEG may come at an eighth of its size."
-    if image.format != "MPO": _refuse_frames(getattr(image, "n_frames", 1))
-    if draft: image.draft("L", (64, 64))
+    if image.format != "MPO":
+        _refuse_frames(getattr(image, "n_frames", 1))
+    if draft:
+        image.draft("L", (64, 64))
     inverted = getattr(image, "tag_v2", {}).get(262) == WHITE_IS_ZERO
-    deep = ";16" in str(getattr(image, "tile", ""))     # how Pillow is about to unpack the file
+    deep = ";16" in str(getattr(image, "tile", ""))  # how Pillow is about to unpack the file
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         a = np.asarray(image).astype(np.float64)
@@ -69,20 +77,26 @@ def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    if deep: _refuse_dark(image.convert("RGB"))
-    return image if image.mode == "RGB" else image.convert("RGB")       # exif_transpose made a copy
+    if deep:
+        _refuse_dark(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")  # exif_transpose made a copy
 
 # %% ../nbs/11_images.ipynb #a71265a4
 def _open_dicom(file):
     "The data set of an open DICOM file, with its preamble or without; None for another kind."
     from pydicom import dcmread
+
     head = file.read(132)
     file.seek(0)
-    if head[128:] == b"DICM": return dcmread(file)
+    if head[128:] == b"DICM":
+        return dcmread(file)
     # Without a preamble it begins with a tag, whose group is 2 or 8.
-    if head[:2] not in (b"\x02\0", b"\x08\0"): return None
-    try: ds = dcmread(file, force=True)
-    except Exception: ds = {}       # these bytes were no tag
+    if head[:2] not in (b"\x02\0", b"\x08\0"):
+        return None
+    try:
+        ds = dcmread(file, force=True)
+    except Exception:
+        ds = {}  # these bytes were no tag
     file.seek(0)
     return ds if "PixelData" in ds else None
 
@@ -91,9 +105,12 @@ def _stored_numbers(ds) -> np.ndarray:
     "The pixels of a DICOM picture as they are stored: (H, W), or (H, W, 3) in RGB."
     from pydicom.pixels import get_decoder, pixel_array
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
     if not any(name in ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise _Fault("cannot be read as an image (a DICOM file without pixels)",
-                     "Put a whole image there, not a report")
+        raise _Fault(
+            "cannot be read as an image (a DICOM file without pixels)",
+            "Put a whole image there, not a report",
+        )
     _refuse_frames(int(ds.get("NumberOfFrames") or 1))
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, _ = ds.original_encoding
@@ -101,12 +118,17 @@ def _stored_numbers(ds) -> np.ndarray:
         ds.file_meta.TransferSyntaxUID = syntax
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise _Fault(f"is compressed by {syntax.name}, for which no decoder is installed",
-                     "Export it uncompressed, or install pylibjpeg with its plug-ins")
-    try: return pixel_array(ds)
-    except RuntimeError as e:       # every decoder has failed, each in a line of its own
-        raise _Fault(f"cannot be read as an image (its pixels, {syntax.name}, cannot be decoded)",
-                     "Export it again, uncompressed") from e
+        raise _Fault(
+            f"is compressed by {syntax.name}, for which no decoder is installed",
+            "Export it uncompressed, or install pylibjpeg with its plug-ins",
+        )
+    try:
+        return pixel_array(ds)
+    except RuntimeError as e:  # every decoder has failed, each in a line of its own
+        raise _Fault(
+            f"cannot be read as an image (its pixels, {syntax.name}, cannot be decoded)",
+            "Export it again, uncompressed",
+        ) from e
 
 # %% ../nbs/11_images.ipynb #da9986cc
 def _padding(ds, stored: np.ndarray) -> np.ndarray:
@@ -114,13 +136,15 @@ def _padding(ds, stored: np.ndarray) -> np.ndarray:
     ends = [ds.get("PixelPaddingValue"), ds.get("PixelPaddingRangeLimit")]
     # Cast to the pixels' own type, because -2000 is often written as the unsigned 63536.
     ends = [np.array(v).astype(stored.dtype) for v in ends if v is not None]
-    if ds.get("PixelPaddingValue") is None: return np.zeros(stored.shape, bool)
+    if ds.get("PixelPaddingValue") is None:
+        return np.zeros(stored.shape, bool)
     return (stored >= min(ends)) & (stored <= max(ends))
 
 
 def _window(ds) -> tuple[float, float] | None:
     "Centre and width of the first window of a DICOM file, None if it has none that can be used."
-    if ds.get("WindowCenter") is None or ds.get("WindowWidth") is None: return None
+    if ds.get("WindowCenter") is None or ds.get("WindowWidth") is None:
+        return None
     centre, width = (np.ravel(v)[0] for v in (ds.WindowCenter, ds.WindowWidth))
     return (float(centre), float(width)) if width > 0 else None
 
@@ -128,6 +152,7 @@ def _window(ds) -> tuple[float, float] | None:
 def _through_window(ds, a: np.ndarray) -> np.ndarray | None:
     "Values through a DICOM file's table or its first window, as 8 bits; None if it has neither."
     from pydicom.pixels import apply_voi, apply_windowing
+
     if ds.get("VOILUTSequence"):
         table = ds.VOILUTSequence[0]
         entries, first, bits = table.LUTDescriptor
@@ -135,10 +160,12 @@ def _through_window(ds, a: np.ndarray) -> np.ndarray | None:
         table.LUTDescriptor = [entries, first, 16]
         return _scale(apply_voi(np.round(a).astype(np.int64), ds), 0, 2**bits - 1)
     window = _window(ds)
-    if window is None: return None
+    if window is None:
+        return None
     centre, width = window
     ds.VOILUTFunction = ds.get("VOILUTFunction") or "LINEAR"
-    if width < 1 and ds.VOILUTFunction == "LINEAR": ds.VOILUTFunction = "LINEAR_EXACT"
+    if width < 1 and ds.VOILUTFunction == "LINEAR":
+        ds.VOILUTFunction = "LINEAR_EXACT"
     # What pydicom calls black and white depends on the header, so two far values are asked.
     black, white = apply_windowing(np.array([centre - 20 * width, centre + 20 * width]), ds)
     return _scale(apply_windowing(a, ds), black, white)
@@ -147,6 +174,7 @@ def _through_window(ds, a: np.ndarray) -> np.ndarray | None:
 def _read_dicom_grey(ds, stored: np.ndarray) -> np.ndarray:
     "A grey DICOM picture as 8 bits (H, W): rescaled, windowed, padding black."
     from pydicom.pixels import apply_modality_lut
+
     ds.RescaleSlope = ds.get("RescaleSlope") or 1
     ds.RescaleIntercept = ds.get("RescaleIntercept") or 0
     a = apply_modality_lut(stored, ds).astype(np.float64)
@@ -156,18 +184,21 @@ def _read_dicom_grey(ds, stored: np.ndarray) -> np.ndarray:
     grey = _through_window(ds, a)
     if grey is None and ds.get("BitsStored", 32) <= 8 and np.array_equal(a, stored * tissue):
         grey = _scale(a, 0, 2**ds.BitsStored - 1)
-    if grey is None: return _stretch(-a if inverted else a, tissue)
+    if grey is None:
+        return _stretch(-a if inverted else a, tissue)
     return np.where(tissue, 255 - grey if inverted else grey, 0).astype(np.uint8)
 
 
 def _read_dicom(ds) -> Image.Image:
     "The picture of a DICOM data set: 8 bits, grey or RGB."
     from pydicom.pixels import apply_color_lut
+
     stored = _stored_numbers(ds)
     if ds.PhotometricInterpretation == "PALETTE COLOR":
         bits = ds.RedPaletteColorLookupTableDescriptor[2]
         return Image.fromarray(_scale(apply_color_lut(stored, ds)[..., :3], 0, 2**bits - 1))
-    if stored.ndim == 3: return Image.fromarray(_scale(stored, 0, 2**ds.BitsStored - 1))
+    if stored.ndim == 3:
+        return Image.fromarray(_scale(stored, 0, 2**ds.BitsStored - 1))
     return Image.fromarray(_read_dicom_grey(ds, stored))
 
 # %% ../nbs/11_images.ipynb #04ffb2ef
@@ -179,15 +210,18 @@ def _read(source, where: str, draft: bool = False) -> Image.Image:
     try:
         with open(source, "rb") if isinstance(source, Path) else source as file:
             ds = _open_dicom(file)
-            if ds is not None: return _read_dicom(ds).convert("RGB")
-            with Image.open(file) as image: return _from_pil(image, draft)
-    except _Fault as e: problem = Problem(where, e.what, e.remedy)
+            if ds is not None:
+                return _read_dicom(ds).convert("RGB")
+            with Image.open(file) as image:
+                return _from_pil(image, draft)
+    except _Fault as e:
+        problem = Problem(where, e.what, e.remedy)
     except UnidentifiedImageError:
         problem = Problem(where, "cannot be read as an image (of no known kind)", WHOLE_FILE)
     except Image.DecompressionBombError:
         remedy = "Put a whole image there that is smaller"
         problem = Problem(where, f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", remedy)
-    except Exception as e:      # on damaged bytes, decoders raise whatever they stumble over
+    except Exception as e:  # on damaged bytes, decoders raise whatever they stumble over
         problem = Problem(where, f"cannot be read as an image ({e})", WHOLE_FILE)
     raise InputError(problem)
 
@@ -209,8 +243,10 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     `data`: the picture's bytes, where they are not yet in a file."""
     if data is None and not Path(path).is_file():
         return Problem(str(path), "is missing", WHOLE_FILE)
-    try: _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)
-    except InputError as e: return e.problems[0]
+    try:
+        _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)
+    except InputError as e:
+        return e.problems[0]
 
 # %% ../nbs/11_images.ipynb #df68d8b8
 SHAPES = "Give (height, width), or (height, width, channels) with 1, 3 or 4 channels"
@@ -218,20 +254,27 @@ SHAPES = "Give (height, width), or (height, width, channels) with 1, 3 or 4 chan
 
 def _from_array(a: np.ndarray) -> Image.Image:
     "An array (H, W[, 1, 3 or 4]) as an 8-bit picture: grey, RGB or RGBA."
-    if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
+    if a.ndim == 3 and a.shape[2] == 1:
+        a = a[..., 0]
     if a.size == 0 or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)):
         raise _Fault(f"an array of shape {a.shape}", SHAPES)
     kind, deep = a.dtype.kind, a.ndim == 3 and a.dtype == np.uint16
-    if kind == "f" and not (a.min() >= 0 and a.max() <= 1):     # NaN fails both
-        raise _Fault(f"an array of floats from {a.min():g} to {a.max():g}",
-                     "Give floats from 0 (black) to 1 (white), or uint8 from 0 to 255")
-    if kind in "bf": a = _scale(a, 0, 1)
-    elif kind in "iu" and a.ndim == 2 and a.dtype != np.uint8: a = _stretch(a)
-    elif deep: a = _scale(a, 0, 65535)
+    if kind == "f" and not (a.min() >= 0 and a.max() <= 1):  # NaN fails both
+        raise _Fault(
+            f"an array of floats from {a.min():g} to {a.max():g}",
+            "Give floats from 0 (black) to 1 (white), or uint8 from 0 to 255",
+        )
+    if kind in "bf":
+        a = _scale(a, 0, 1)
+    elif kind in "iu" and a.ndim == 2 and a.dtype != np.uint8:
+        a = _stretch(a)
+    elif deep:
+        a = _scale(a, 0, 65535)
     elif a.dtype != np.uint8:
         raise _Fault(f"an array {a.shape} of {a.dtype}", "Give uint8 from 0 to 255")
     image = Image.fromarray(np.ascontiguousarray(a))
-    if deep: _refuse_dark(image.convert("RGB"))
+    if deep:
+        _refuse_dark(image.convert("RGB"))
     return image
 
 
@@ -240,14 +283,19 @@ def open_image(source) -> Image.Image:
 
     Arrays: `uint8` as they are, `bool`, floats from 0 to 1; other integers are stretched over their
     range. Raises `InputError` for anything else, and as `read_image` does."""
-    if isinstance(source, (str, Path)): return read_image(source)
+    if isinstance(source, (str, Path)):
+        return read_image(source)
     try:
         image = source if isinstance(source, Image.Image) else _from_array(np.asarray(source))
         return _from_pil(image)
-    except _Fault as e: raise InputError(Problem("image", e.what, e.remedy)) from e
-    except Exception as e:      # a PIL image decodes its file only now; a list may be ragged
-        raise InputError(Problem("image", f"cannot be read as an image ({e})",
-                                 "Give a path, a PIL image or an array")) from e
+    except _Fault as e:
+        raise InputError(Problem("image", e.what, e.remedy)) from e
+    except Exception as e:  # a PIL image decodes its file only now; a list may be ragged
+        raise InputError(
+            Problem(
+                "image", f"cannot be read as an image ({e})", "Give a path, a PIL image or an array"
+            )
+        ) from e
 
 # %% ../nbs/11_images.ipynb #0e7b0368
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -279,13 +327,21 @@ def read_label_map(path: str | Path) -> np.ndarray:
 
     Reads grey, palette (its indices), RGB and RGBA files. Raises `InputError` if it cannot be
     decoded or has colours."""
-    try: a = np.asarray(Image.open(path))
+    try:
+        a = np.asarray(Image.open(path))
     except Exception as e:
-        raise InputError(Problem(str(path), f"cannot be read as a label map ({e})",
-                                 "Replace it by a whole PNG file")) from e
-    if a.ndim == 2: return a.astype(int)
+        raise InputError(
+            Problem(
+                str(path), f"cannot be read as a label map ({e})", "Replace it by a whole PNG file"
+            )
+        ) from e
+    if a.ndim == 2:
+        return a.astype(int)
     a = a[..., :3] if a.shape[2] > 2 else a[..., :1]
     if (a != a[..., :1]).any():
-        raise InputError(Problem(str(path), "is a colour picture, not a label map",
-                                 "Give each region one grey level"))
+        raise InputError(
+            Problem(
+                str(path), "is a colour picture, not a label map", "Give each region one grey level"
+            )
+        )
     return a[..., 0].astype(int)

@@ -19,14 +19,16 @@ from .core import InputError, Problem, find_weights
 from .encoders import load_encoder, text_tokens
 
 # %% ../nbs/27_metrics.ipynb #0d8a3d13
-def cluster_bootstrap(correct, clusters, draws: int = 2000, seed: int = 0,
-                      level: float = 0.95) -> tuple[float, float]:
+def cluster_bootstrap(
+    correct, clusters, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile interval of the mean of `correct`, (n,) or (seeds, n), in the same unit.
 
     Whole `clusters` (n,) and, of several, the seeds are drawn with replacement."""
     correct = np.atleast_2d(np.asarray(correct, dtype=float))
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if correct.shape[1] == 0: return math.nan, math.nan
+    if correct.shape[1] == 0:
+        return math.nan, math.nan
     n = np.bincount(index)
     c = np.stack([np.bincount(index, weights=row) for row in correct])
     rng = np.random.default_rng(seed)
@@ -44,12 +46,17 @@ def accuracy(rows: list[dict], key: str = "correct", **interval) -> dict:
     """Accuracy in percent with its 95 % interval and the number of questions, None for none.
 
     Clusters are pictures, by `image_digest` or else `image_id`: a picture may have two names."""
-    if not rows: return {"accuracy": None, "low": None, "high": None, "questions": 0}
+    if not rows:
+        return {"accuracy": None, "low": None, "high": None, "questions": 0}
     correct = [r[key] for r in rows]
     pictures = [r.get("image_digest") or r["image_id"] for r in rows]
     low, high = cluster_bootstrap(correct, pictures, **interval)
-    return {"accuracy": 100 * float(np.mean(correct)), "low": 100 * low, "high": 100 * high,
-            "questions": len(rows)}
+    return {
+        "accuracy": 100 * float(np.mean(correct)),
+        "low": 100 * low,
+        "high": 100 * high,
+        "questions": len(rows),
+    }
 
 
 def score(rows: list[dict], key: str = "correct") -> dict:
@@ -66,11 +73,13 @@ def score(rows: list[dict], key: str = "correct") -> dict:
 
 def format_score(row: dict) -> str:
     "One accuracy as a person reads it: 70.5 (66.2 to 74.6, n = 451)."
-    if not row["questions"]: return "no questions"
+    if not row["questions"]:
+        return "no questions"
     return f"{row['accuracy']:.1f} ({row['low']:.1f} to {row['high']:.1f}, n = {row['questions']})"
 
 # %% ../nbs/27_metrics.ipynb #7210299c
-def _refuse(where: str, what: str, remedy: str): raise InputError(Problem(where, what, remedy))
+def _refuse(where: str, what: str, remedy: str):
+    raise InputError(Problem(where, what, remedy))
 
 
 def _rows(columns: dict, **per_question) -> list[np.ndarray]:
@@ -83,11 +92,13 @@ def _rows(columns: dict, **per_question) -> list[np.ndarray]:
     sizes = {name: x.shape for name, x in rows.items()}
     sizes |= {name: (shape[0], len(marks)) for name, marks in per_question.items()}
     for name, size in sizes.items():
-        if size[1] == 0: _refuse(name, "no question", "Give one or more")
+        if size[1] == 0:
+            _refuse(name, "no question", "Give one or more")
         if size != shape:
             _refuse(name, f"shape {size}, not {shape}", "Give columns of the same questions")
     for name, x in rows.items():
-        if np.isnan(x).any(): _refuse(name, "a value is missing", "Leave such questions out")
+        if np.isnan(x).any():
+            _refuse(name, "a value is missing", "Leave such questions out")
         if name == "confidence" and not ((0 <= x) & (x <= 1)).all():
             _refuse(name, "a value outside 0 to 1", "Give probabilities")
         if name in ("correct", "changed", "one", "other") and not np.isin(x, (0, 1)).all():
@@ -99,8 +110,9 @@ def mean_interval(values, clusters) -> dict:
     """Mean of `values`, (n,) or (seeds, n), `low` and `high` of its 95 % interval, and n.
 
     The interval draws whole `clusters` (n,) and seeds. All None for no values."""
-    if np.shape(values)[-1] == 0: return {"mean": None, "low": None, "high": None, "n": 0}
-    values, = _rows({"values": values}, clusters=clusters)
+    if np.shape(values)[-1] == 0:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    (values,) = _rows({"values": values}, clusters=clusters)
     low, high = cluster_bootstrap(values, clusters)
     return {"mean": float(values.mean()), "low": low, "high": high, "n": values.shape[1]}
 
@@ -111,14 +123,25 @@ def sign_flip_test(gains, clusters, draws: int = 10_000, seed: int = 0) -> dict:
     Flips the signs of whole `clusters` (n,), seeds averaged first: of all where at most `draws`
     flips exist, else of so many. Gives `mean`, `p` and the number of `clusters`. Fisher 1935."""
     from scipy.stats import permutation_test
-    gains, = _rows({"gains": gains}, clusters=clusters)
+
+    (gains,) = _rows({"gains": gains}, clusters=clusters)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     totals = np.bincount(index, weights=gains.mean(0))
-    totals = np.append(totals, 0.0)         # changes no p, and SciPy asks for two or more
-    def distance(x, axis): return np.abs(x.sum(axis))
-    test = permutation_test((totals,), distance, permutation_type="samples", vectorized=True,
-                            alternative="greater", n_resamples=draws, batch=1000,
-                            random_state=np.random.default_rng(seed))
+    totals = np.append(totals, 0.0)  # changes no p, and SciPy asks for two or more
+
+    def distance(x, axis):
+        return np.abs(x.sum(axis))
+
+    test = permutation_test(
+        (totals,),
+        distance,
+        permutation_type="samples",
+        vectorized=True,
+        alternative="greater",
+        n_resamples=draws,
+        batch=1000,
+        random_state=np.random.default_rng(seed),
+    )
     return {"mean": float(gains.mean()), "p": float(test.pvalue), "clusters": len(totals) - 1}
 
 # %% ../nbs/27_metrics.ipynb #e47da728
@@ -136,8 +159,10 @@ def mcnemar(one, other) -> dict:
 
     Beside it how many questions `only_one` and `only_other` got right."""
     from scipy.stats import binomtest
+
     one, other = _rows({"one": one, "other": other})
-    if len(one) > 1: _refuse("one", "several seeds", "Compare one at a time")
+    if len(one) > 1:
+        _refuse("one", "several seeds", "Compare one at a time")
     only_one, only_other = int((one > other).sum()), int((one < other).sum())
     differing = only_one + only_other
     p = float(binomtest(only_one, differing).pvalue) if differing else 1.0
@@ -149,10 +174,14 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
     `logits` (n, classes) and `labels` (n,). Rows with label -1 are left out. 1.0 without rows."""
     from scipy.optimize import minimize_scalar
+
     logits, labels = logits[labels >= 0].double(), labels[labels >= 0]
-    if len(labels) == 0: return 1.0
-    def loss(log_t):            # of the logarithm: halving and doubling are equally far
+    if len(labels) == 0:
+        return 1.0
+
+    def loss(log_t):  # of the logarithm: halving and doubling are equally far
         return torch.nn.functional.cross_entropy(logits / math.exp(log_t), labels).item()
+
     bounds = math.log(0.05), math.log(20)
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
@@ -171,8 +200,9 @@ def _distances(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.nda
     return sign[index] * distance
 
 
-def calibration(confidence, correct, clusters, bins: int = 10, draws: int = 100,
-                seed: int = 0) -> dict:
+def calibration(
+    confidence, correct, clusters, bins: int = 10, draws: int = 100, seed: int = 0
+) -> dict:
     """Expected calibration `error` with equal-mass bins, its `floor`, and the `brier` score.
 
     Columns (n,) or (seeds, n), of seeds the mean. Error and score are as from `mean_interval`, the
@@ -180,10 +210,14 @@ def calibration(confidence, correct, clusters, bins: int = 10, draws: int = 100,
     confidence, correct = _rows({"confidence": confidence, "correct": correct}, clusters=clusters)
     distances = [_distances(c, x, bins) for c, x in zip(confidence, correct)]
     error, rng = mean_interval(distances, clusters), np.random.default_rng(seed)
-    honest = [_distances(c, rng.random(len(c)) < c, bins).mean()
-              for c in confidence for _ in range(draws)]
-    return {"error": error | {"low": max(0.0, error["low"])}, "floor": float(np.mean(honest)),
-            "brier": mean_interval((confidence - correct) ** 2, clusters)}
+    honest = [
+        _distances(c, rng.random(len(c)) < c, bins).mean() for c in confidence for _ in range(draws)
+    ]
+    return {
+        "error": error | {"low": max(0.0, error["low"])},
+        "floor": float(np.mean(honest)),
+        "brier": mean_interval((confidence - correct) ** 2, clusters),
+    }
 
 # %% ../nbs/27_metrics.ipynb #c0881819
 def reliability(confidence, correct, clusters, bins: int = 10) -> list[dict]:
@@ -196,8 +230,10 @@ def reliability(confidence, correct, clusters, bins: int = 10) -> list[dict]:
     index, rows = _bin(confidence, bins), []
     for b in np.unique(index):
         part = index == b
-        rows.append({"confidence": float(confidence[part].mean())}
-                    | mean_interval(correct[part], pictures[part]))
+        rows.append(
+            {"confidence": float(confidence[part].mean())}
+            | mean_interval(correct[part], pictures[part])
+        )
     return rows
 
 # %% ../nbs/27_metrics.ipynb #af78a479
@@ -215,9 +251,11 @@ def accuracy_by_coverage(score, correct) -> dict:
     seeds the mean. The score is a confidence of any scale. Geifman et al. 2019."""
     score, correct = _rows({"score": score, "correct": correct})
     n = score.shape[1]
-    curves = {"model": [_surest_first(s, c) for s, c in zip(score, correct)],
-              "best": [_surest_first(c, c) for c in correct],
-              "random": [np.full(n, c.mean()) for c in correct]}
+    curves = {
+        "model": [_surest_first(s, c) for s, c in zip(score, correct)],
+        "best": [_surest_first(c, c) for c in correct],
+        "random": [np.full(n, c.mean()) for c in correct],
+    }
     curves = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
     areas = {name: float(1 - curve.mean()) for name, curve in curves.items()}
     return {"coverage": np.arange(1, n + 1) / n, **curves, "aurc": areas}
@@ -243,7 +281,8 @@ def other_pictures(pictures: list[str], seed: int) -> dict[str, str]:
 
     Empty for fewer than two."""
     order = sorted(set(pictures))
-    if len(order) < 2: return {}
+    if len(order) < 2:
+        return {}
     random.Random(seed).shuffle(order)
     return dict(zip(order, order[1:] + order[:1]))
 
@@ -255,16 +294,19 @@ def visual_reliance(correct, changed, clusters) -> dict:
     shuffled pictures the visual reliance score of arXiv 2603.03437, and bounds of its image
     sensitivity, `sensitivity_least` and `sensitivity_most`."""
     correct, changed = _rows({"correct": correct, "changed": changed}, clusters=clusters)
-    return {"reliance": mean_interval(correct - changed, clusters),
-            "sensitivity_least": mean_interval(correct != changed, clusters),
-            "sensitivity_most": mean_interval(1 - correct * changed, clusters)}
+    return {
+        "reliance": mean_interval(correct - changed, clusters),
+        "sensitivity_least": mean_interval(correct != changed, clusters),
+        "sensitivity_most": mean_interval(1 - correct * changed, clusters),
+    }
 
 # %% ../nbs/27_metrics.ipynb #6f9a70cf
 def _paraphrases(linked) -> list[list[int]]:
     "The rows of each group of two or more questions with the same mark. None marks no group."
     groups: dict = {}
     for i, mark in enumerate(linked):
-        if mark is not None: groups.setdefault(mark, []).append(i)
+        if mark is not None:
+            groups.setdefault(mark, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -273,19 +315,25 @@ def consistency(correct, linked, clusters) -> dict:
 
     Both as from `mean_interval`, and what they are `_if_independent`. None where there is no group.
     `correct`, (n,) or (seeds, n), is 0 or 1. `linked` (n,) marks groups, each on one picture."""
-    correct, = _rows({"correct": correct}, linked=linked, clusters=clusters)
+    (correct,) = _rows({"correct": correct}, linked=linked, clusters=clusters)
     groups, clusters = _paraphrases(linked), np.asarray(clusters)
     if not groups:
-        return {"all_right": mean_interval([], []), "all_right_if_independent": None,
-                "same": mean_interval([], []), "same_if_independent": None}
+        return {
+            "all_right": mean_interval([], []),
+            "all_right_if_independent": None,
+            "same": mean_interval([], []),
+            "same_if_independent": None,
+        }
     all_right = np.transpose([correct[:, group].all(1) for group in groups])
     first, second = np.transpose([p for g in groups for p in itertools.combinations(g, 2)])
     accuracy = correct[:, np.concatenate(groups)].mean(1)
     chance = np.power.outer(accuracy, [len(group) for group in groups])
-    return {"all_right": mean_interval(all_right, clusters[[group[0] for group in groups]]),
-            "all_right_if_independent": float(chance.mean()),
-            "same": mean_interval(correct[:, first] == correct[:, second], clusters[first]),
-            "same_if_independent": float((accuracy ** 2 + (1 - accuracy) ** 2).mean())}
+    return {
+        "all_right": mean_interval(all_right, clusters[[group[0] for group in groups]]),
+        "all_right_if_independent": float(chance.mean()),
+        "same": mean_interval(correct[:, first] == correct[:, second], clusters[first]),
+        "same_if_independent": float((accuracy**2 + (1 - accuracy) ** 2).mean()),
+    }
 
 # %% ../nbs/27_metrics.ipynb #0bfea28e
 SENTENCE_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -298,12 +346,17 @@ def sentence_vectors(texts: list[str], name: str = SENTENCE_ENCODER, batch_size:
     Raises `InputError` when the encoder's weights are not at hand."""
     model = load_encoder(name).eval()
     tokenizer = AutoTokenizer.from_pretrained(find_weights(name))
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))    # so little is padding
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # so little is padding
     vectors = torch.empty(len(texts), model.config.hidden_size)
     for start in range(0, len(texts), batch_size):
-        rows = order[start:start + batch_size]
-        words = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256,
-                          return_tensors="pt")
+        rows = order[start : start + batch_size]
+        words = tokenizer(
+            [texts[i] for i in rows],
+            padding=True,
+            truncation=True,
+            max_length=256,
+            return_tensors="pt",
+        )
         mask = words["attention_mask"]
         states = text_tokens(model, words["input_ids"], mask) * mask[..., None]
         mean = states.sum(1) / mask.sum(1, keepdim=True)
@@ -311,16 +364,20 @@ def sentence_vectors(texts: list[str], name: str = SENTENCE_ENCODER, batch_size:
     return vectors
 
 
-def nearest_similarity(vectors: torch.Tensor, groups: list, rows: list[int],
-                       among: list[int]) -> list[float | None]:
+def nearest_similarity(
+    vectors: torch.Tensor, groups: list, rows: list[int], among: list[int]
+) -> list[float | None]:
     """For each of `rows` the largest cosine to a row of `among` in the same group.
 
     None where that group has none. Of all rows: `vectors` (n, d), of length 1, and `groups` (n)."""
     members: dict = {}
-    for j in among: members.setdefault(groups[j], []).append(j)
+    for j in among:
+        members.setdefault(groups[j], []).append(j)
+
     def best(i):
         similar = vectors[members[groups[i]]] @ vectors[i]
         return round(similar.max().item(), 4)
+
     return [best(i) if groups[i] in members else None for i in rows]
 
 # %% ../nbs/27_metrics.ipynb #41065d18
@@ -333,7 +390,7 @@ def band_names(edges=(0.5, 0.7, 0.9)) -> list[str]:
 
 def by_distance(nearest, edges=(0.5, 0.7, 0.9)) -> list[str]:
     "The band of each similarity in `nearest` (n,), None or nan where there is none."
-    values = np.asarray(nearest, dtype=float)             # None becomes nan
+    values = np.asarray(nearest, dtype=float)  # None becomes nan
     band = 1 + np.searchsorted(edges, values, side="right")
     return np.array(band_names(edges))[np.where(np.isnan(values), 0, band)].tolist()
 
@@ -342,7 +399,8 @@ def accuracy_by_band(correct, bands, clusters, names: list[str]) -> dict:
     """Accuracy within each band of questions, as from `mean_interval`, by `names` in their order.
 
     `correct` (n,) or (seeds, n), `bands` (n,) one of the names for each question."""
-    correct, = _rows({"correct": correct}, bands=bands, clusters=clusters)
-    if not set(bands) <= set(names): _refuse("bands", "one is not in names", "Name every band")
+    (correct,) = _rows({"correct": correct}, bands=bands, clusters=clusters)
+    if not set(bands) <= set(names):
+        _refuse("bands", "one is not in names", "Name every band")
     clusters, parts = np.asarray(clusters), {name: np.equal(bands, name) for name in names}
     return {name: mean_interval(correct[:, part], clusters[part]) for name, part in parts.items()}

@@ -15,17 +15,40 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (AutoConfig, AutoModel, AutoTokenizer, Blip2QFormerConfig, PretrainedConfig, PreTrainedModel,
-                          PreTrainedTokenizerBase, T5Config)
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    Blip2QFormerConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+)
 from transformers.utils import ModelOutput
 
 from .cifr import CIFR
 from .core import InputError, Problem, find_weights, seed_everything, write_json
 from .images import IMAGENET, image_to_pixels
-from .encoders import (encoder_config, image_tokens, load_encoder, sine_positions, text_tokens,
-                              tiny_image_config, tiny_text_config, token_grid)
-from .ffae import (AnswerClassifier, AnswerGenerator, GlobalPath, answer_loss, decode_answers, end_token_id,
-                          joint_loss)
+from cmi_mtl.encoders import (
+    encoder_config,
+    image_tokens,
+    load_encoder,
+    sine_positions,
+    text_tokens,
+    tiny_image_config,
+    tiny_text_config,
+    token_grid,
+)
+from cmi_mtl.ffae import (
+    AnswerClassifier,
+    AnswerGenerator,
+    GlobalPath,
+    answer_loss,
+    decode_answers,
+    end_token_id,
+    joint_loss,
+)
 from .fvta import FVTA
 
 # %% ../nbs/25_model.ipynb #46e29306
@@ -38,43 +61,107 @@ class CMIMTLConfig(PretrainedConfig):
     ones; `question_attention`: heads of the question's attention there, 0 for none; `classifier_dropout`: as `dropout`
     where None; `generator`: options of `T5Config`; `answers`: the vocabulary; `confidence_temperature`, fitted on
     validation."""
+
     model_type = "cmi_mtl"
 
-    def __init__(self, image_encoder: dict | None = None, text_encoder: dict | None = None, answers: list[str] | tuple = (),
-                 hidden_size: int = 256, image_size: int = 224, image_pool: int = 1, image_positions: bool = False,
-                 max_question_length: int = 32, global_path: bool = True, question_attention: int = 0,
-                 fvta: bool = True, num_queries: int = 32, query_start: str = "mean", qformer_layers: int = 2,
-                 qformer_heads: int = 4, projection_size: int = 256, mend_negatives: bool = True, cifr: bool = True, fusion: str = "cross_mamba", fusion_layers: int = 2,
-                 fusion_options: dict | None = None, ffae: bool = True, generator: dict | None = None, max_answer_length: int = 16,
-                 classifier_loss: str = "bce", dropout: float = 0.1, classifier_dropout: float | None = None, alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5,
-                 image_mean: tuple = IMAGENET[0], image_std: tuple = IMAGENET[1], confidence_temperature: float = 1.0, **kwargs):
-        self.image_encoder, self.text_encoder, self.answers = image_encoder, text_encoder, list(answers)
-        self.hidden_size, self.image_size, self.image_pool, self.image_positions = hidden_size, image_size, image_pool, image_positions
+    def __init__(
+        self,
+        image_encoder: dict | None = None,
+        text_encoder: dict | None = None,
+        answers: list[str] | tuple = (),
+        hidden_size: int = 256,
+        image_size: int = 224,
+        image_pool: int = 1,
+        image_positions: bool = False,
+        max_question_length: int = 32,
+        global_path: bool = True,
+        question_attention: int = 0,
+        fvta: bool = True,
+        num_queries: int = 32,
+        query_start: str = "mean",
+        qformer_layers: int = 2,
+        qformer_heads: int = 4,
+        projection_size: int = 256,
+        mend_negatives: bool = True,
+        cifr: bool = True,
+        fusion: str = "cross_mamba",
+        fusion_layers: int = 2,
+        fusion_options: dict | None = None,
+        ffae: bool = True,
+        generator: dict | None = None,
+        max_answer_length: int = 16,
+        classifier_loss: str = "bce",
+        dropout: float = 0.1,
+        classifier_dropout: float | None = None,
+        alpha: float = 0.2,
+        beta: float = 0.4,
+        gamma: float = 0.5,
+        image_mean: tuple = IMAGENET[0],
+        image_std: tuple = IMAGENET[1],
+        confidence_temperature: float = 1.0,
+        **kwargs,
+    ):
+        self.image_encoder, self.text_encoder, self.answers = (
+            image_encoder,
+            text_encoder,
+            list(answers),
+        )
+        self.hidden_size, self.image_size, self.image_pool, self.image_positions = (
+            hidden_size,
+            image_size,
+            image_pool,
+            image_positions,
+        )
         self.max_question_length = max_question_length
         self.global_path, self.question_attention = global_path, question_attention
         self.fvta, self.num_queries, self.query_start = fvta, num_queries, query_start
         self.qformer_layers, self.qformer_heads = qformer_layers, qformer_heads
         self.projection_size, self.mend_negatives = projection_size, mend_negatives
-        self.cifr, self.fusion, self.fusion_layers, self.fusion_options = cifr, fusion, fusion_layers, fusion_options or {}
+        self.cifr, self.fusion, self.fusion_layers, self.fusion_options = (
+            cifr,
+            fusion,
+            fusion_layers,
+            fusion_options or {},
+        )
         self.ffae, self.generator, self.max_answer_length = ffae, generator or {}, max_answer_length
         self.classifier_dropout = dropout if classifier_dropout is None else classifier_dropout
-        self.classifier_loss, self.dropout, self.alpha, self.beta, self.gamma = classifier_loss, dropout, alpha, beta, gamma
+        self.classifier_loss, self.dropout, self.alpha, self.beta, self.gamma = (
+            classifier_loss,
+            dropout,
+            alpha,
+            beta,
+            gamma,
+        )
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.confidence_temperature = confidence_temperature
         super().__init__(**kwargs)
 
 # %% ../nbs/25_model.ipynb #c4796f4c
 PRESET_WEIGHTS = {
-    "paper": {"image": "openai/clip-vit-base-patch16", "text": "FacebookAI/roberta-base", "qformer": "google-bert/bert-base-uncased",
-              "generator": "google-t5/t5-base"},
+    "paper": {
+        "image": "openai/clip-vit-base-patch16",
+        "text": "FacebookAI/roberta-base",
+        "qformer": "google-bert/bert-base-uncased",
+        "generator": "google-t5/t5-base",
+    },
     "compact": {"image": "facebook/dinov2-small", "text": "sentence-transformers/all-MiniLM-L6-v2"},
-    "tiny": {}}
+    "tiny": {},
+}
 
 
 def _t5(layers, width, heads, tokenizer: PreTrainedTokenizerBase) -> dict:
-    return dict(num_layers=layers, d_model=width, num_heads=heads, d_kv=width // heads, d_ff=4 * width, dropout_rate=0.0, vocab_size=len(tokenizer),
-                pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
-                eos_token_id=end_token_id(tokenizer))
+    return dict(
+        num_layers=layers,
+        d_model=width,
+        num_heads=heads,
+        d_kv=width // heads,
+        d_ff=4 * width,
+        dropout_rate=0.0,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_token_id(tokenizer),
+    )
 
 
 def _narrow(overrides: dict) -> dict:
@@ -87,24 +174,78 @@ def paper_config(answers=(), offline: bool = False, **overrides) -> CMIMTLConfig
     """The paper's sizes. `offline`: shapes of CLIP ViT-B/16 and RoBERTa-base written out instead of asked from the hub. M3AE,
     and so CMI-MTL, takes CLIP without its last layer."""
     if offline:
-        image = AutoConfig.for_model("clip_vision_model", hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16)
-        text = AutoConfig.for_model("roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1,
-                                    bos_token_id=0, eos_token_id=2, layer_norm_eps=1e-5)
-    else: image, text = (encoder_config(PRESET_WEIGHTS["paper"][k]) for k in ("image", "text"))
+        image = AutoConfig.for_model(
+            "clip_vision_model",
+            hidden_size=768,
+            intermediate_size=3072,
+            num_attention_heads=12,
+            patch_size=16,
+        )
+        text = AutoConfig.for_model(
+            "roberta",
+            vocab_size=50265,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            layer_norm_eps=1e-5,
+        )
+    else:
+        image, text = (encoder_config(PRESET_WEIGHTS["paper"][k]) for k in ("image", "text"))
     image.num_hidden_layers, image.image_size = 11, overrides.get("image_size", 384)
-    t5 = dict(num_layers=12, d_model=768, num_heads=12, d_kv=64, d_ff=3072, vocab_size=32128, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1)
-    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, hidden_size=768, image_size=384,
-                                  global_path=False, query_start="nothing",
-                                  qformer_layers=12, qformer_heads=12, generator=t5, image_mean=(0.48145466, 0.4578275, 0.40821073),
-                                  image_std=(0.26862954, 0.26130258, 0.27577711)), **overrides})
+    t5 = dict(
+        num_layers=12,
+        d_model=768,
+        num_heads=12,
+        d_kv=64,
+        d_ff=3072,
+        vocab_size=32128,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    )
+    return CMIMTLConfig(
+        **{
+            **dict(
+                image_encoder=image.to_dict(),
+                text_encoder=text.to_dict(),
+                answers=answers,
+                hidden_size=768,
+                image_size=384,
+                global_path=False,
+                query_start="nothing",
+                qformer_layers=12,
+                qformer_heads=12,
+                generator=t5,
+                image_mean=(0.48145466, 0.4578275, 0.40821073),
+                image_std=(0.26862954, 0.26130258, 0.27577711),
+            ),
+            **overrides,
+        }
+    )
 
 
 def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
     "Real data on a laptop: frozen DINOv2-small and MiniLM, about 5 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
-    return CMIMTLConfig(**{**dict(image_encoder=image.to_dict(), text_encoder=text.to_dict(), answers=answers, image_pool=2, num_queries=16,
-                                  query_start="grid", classifier_dropout=0.3, classifier_loss="ce", fusion_options=_narrow(overrides),
-                                  generator=_t5(1, 256, 4, tokenizer)), **overrides})
+    return CMIMTLConfig(
+        **{
+            **dict(
+                image_encoder=image.to_dict(),
+                text_encoder=text.to_dict(),
+                answers=answers,
+                image_pool=2,
+                num_queries=16,
+                query_start="grid",
+                classifier_dropout=0.3,
+                classifier_loss="ce",
+                fusion_options=_narrow(overrides),
+                generator=_t5(1, 256, 4, tokenizer),
+            ),
+            **overrides,
+        }
+    )
 
 
 def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CMIMTLConfig:
@@ -112,26 +253,65 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
 
     `generator_tokenizer`: that of the answers; without it the generator writes with the questions' `tokenizer`."""
     t5 = _t5(1, 96, 4, generator_tokenizer or tokenizer)
-    return CMIMTLConfig(**{**dict(image_encoder=tiny_image_config().to_dict(), text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
-                                  answers=answers, hidden_size=96, image_size=96, image_positions=True, max_question_length=24,
-                                  question_attention=4, num_queries=16, query_start="grid", qformer_heads=4,
-                                  fusion_options=_narrow(overrides),
-                                  projection_size=64, classifier_loss="ce", generator=t5), **overrides})
+    return CMIMTLConfig(
+        **{
+            **dict(
+                image_encoder=tiny_image_config().to_dict(),
+                text_encoder=tiny_text_config(len(tokenizer)).to_dict(),
+                answers=answers,
+                hidden_size=96,
+                image_size=96,
+                image_positions=True,
+                max_question_length=24,
+                question_attention=4,
+                num_queries=16,
+                query_start="grid",
+                qformer_heads=4,
+                fusion_options=_narrow(overrides),
+                projection_size=64,
+                classifier_loss="ce",
+                generator=t5,
+            ),
+            **overrides,
+        }
+    )
 
 # %% ../nbs/25_model.ipynb #b8452a64
 class CMIMTLProcessor:
     """Pictures and questions to tensors. `processor(images, questions)` -> pixel_values (B, 3, S, S), input_ids and
     attention_mask (B, L); either may be None. Images are paths, PIL images or arrays, as `open_image` takes them."""
+
     FILE = "cmi_mtl_processor.json"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase | None = None, image_size: int = 224,
-                 image_mean=IMAGENET[0], image_std=IMAGENET[1], max_question_length: int = 32):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        generator_tokenizer: PreTrainedTokenizerBase | None = None,
+        image_size: int = 224,
+        image_mean=IMAGENET[0],
+        image_std=IMAGENET[1],
+        max_question_length: int = 32,
+    ):
         self.tokenizer, self.generator_tokenizer = tokenizer, generator_tokenizer or tokenizer
-        self.image_size, self.image_mean, self.image_std, self.max_question_length = image_size, list(image_mean), list(image_std), max_question_length
+        self.image_size, self.image_mean, self.image_std, self.max_question_length = (
+            image_size,
+            list(image_mean),
+            list(image_std),
+            max_question_length,
+        )
 
     @classmethod
-    def for_model(cls, config: CMIMTLConfig, tokenizer, generator_tokenizer=None) -> "CMIMTLProcessor":
-        return cls(tokenizer, generator_tokenizer, config.image_size, config.image_mean, config.image_std, config.max_question_length)
+    def for_model(
+        cls, config: CMIMTLConfig, tokenizer, generator_tokenizer=None
+    ) -> "CMIMTLProcessor":
+        return cls(
+            tokenizer,
+            generator_tokenizer,
+            config.image_size,
+            config.image_mean,
+            config.image_std,
+            config.max_question_length,
+        )
 
     def pixels(self, image) -> Tensor:
         "One picture as (3, S, S). Raises `InputError` as `open_image` does."
@@ -139,18 +319,31 @@ class CMIMTLProcessor:
 
     def words(self, questions: list[str]) -> dict:
         "Token ids and mask of questions, padded to the longest, cut at `max_question_length`."
-        return dict(self.tokenizer(questions, padding=True, truncation=True, max_length=self.max_question_length, return_tensors="pt",
-                                   return_token_type_ids=False))
+        return dict(
+            self.tokenizer(
+                questions,
+                padding=True,
+                truncation=True,
+                max_length=self.max_question_length,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            )
+        )
 
     def __call__(self, images=None, questions: list[str] | None = None) -> dict:
-        out = {} if images is None else {"pixel_values": torch.stack([self.pixels(i) for i in images])}
+        out = (
+            {}
+            if images is None
+            else {"pixel_values": torch.stack([self.pixels(i) for i in images])}
+        )
         return out if questions is None else out | self.words(questions)
 
     def save_pretrained(self, folder):
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         own = self.generator_tokenizer is not self.tokenizer
-        if own: self.generator_tokenizer.save_pretrained(folder / "generator_tokenizer")
+        if own:
+            self.generator_tokenizer.save_pretrained(folder / "generator_tokenizer")
         settings = {k: v for k, v in vars(self).items() if "tokenizer" not in k}
         write_json(folder / self.FILE, {**settings, "own_generator_tokenizer": own})
 
@@ -158,14 +351,18 @@ class CMIMTLProcessor:
     def from_pretrained(cls, folder) -> "CMIMTLProcessor":
         settings = json.loads((Path(folder) / cls.FILE).read_text(encoding="utf-8"))
         own = settings.pop("own_generator_tokenizer")
-        return cls(AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(Path(folder) / "generator_tokenizer") if own else None,
-                   **settings)
+        return cls(
+            AutoTokenizer.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(Path(folder) / "generator_tokenizer") if own else None,
+            **settings,
+        )
 
 # %% ../nbs/25_model.ipynb #bed9dda9
 @dataclass
 class CMIMTLOutput(ModelOutput):
     """`loss`: the joint objective; `losses`: its parts by name; `logits` (B, answers); `type_logits` (B, 2), closed and open;
     `image_states` (B, N, d), `question_states` (B, L, d): the fused sequences; `lengths` (B,)."""
+
     loss: Tensor | None = None
     logits: Tensor | None = None
     type_logits: Tensor | None = None
@@ -178,6 +375,7 @@ class CMIMTLOutput(ModelOutput):
 @dataclass(frozen=True)
 class Answer:
     "What `CMIMTL.answer` returns: the best answer, its confidence 0 to 1, the next ones, the question's type, the written text."
+
     answer: str
     confidence: float
     runners_up: list[tuple[str, float]]
@@ -187,6 +385,7 @@ class Answer:
 
 class CMIMTL(PreTrainedModel):
     "CMI-MTL: encoders, FVTA, CIFR, FFAE (paper, figure of the architecture)."
+
     config_class = CMIMTLConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -197,34 +396,63 @@ class CMIMTL(PreTrainedModel):
         sub = lambda c: AutoConfig.for_model(**c)
         self.image_encoder = AutoModel.from_config(sub(config.image_encoder))
         self.text_encoder = AutoModel.from_config(sub(config.text_encoder))
-        d_v = getattr(self.image_encoder.config, "hidden_sizes", None) or [self.image_encoder.config.hidden_size]
+        d_v = getattr(self.image_encoder.config, "hidden_sizes", None) or [
+            self.image_encoder.config.hidden_size
+        ]
         self.project_image = nn.Sequential(nn.Linear(d_v[-1], d), nn.LayerNorm(d))
-        self.project_text = nn.Sequential(nn.Linear(self.text_encoder.config.hidden_size, d), nn.LayerNorm(d))
+        self.project_text = nn.Sequential(
+            nn.Linear(self.text_encoder.config.hidden_size, d), nn.LayerNorm(d)
+        )
         self.modality = nn.Parameter(torch.randn(2, d) * 0.02)
         lead, side = token_grid(self.image_encoder.config, config.image_size)
         if config.image_positions:
-            self.positions = nn.Parameter(F.pad(sine_positions(side // config.image_pool, d), (0, 0, lead, 0)))
+            self.positions = nn.Parameter(
+                F.pad(sine_positions(side // config.image_pool, d), (0, 0, lead, 0))
+            )
         self.dropout = nn.Dropout(config.dropout)
         if config.fvta:
-            qformer = Blip2QFormerConfig(hidden_size=d, num_hidden_layers=config.qformer_layers, num_attention_heads=config.qformer_heads,
-                                         intermediate_size=4 * d, encoder_hidden_size=d, hidden_dropout_prob=config.dropout,
-                                         attention_probs_dropout_prob=config.dropout)
-            self.fvta = FVTA(qformer, config.num_queries, config.projection_size, config.mend_negatives, config.query_start)
-        if config.cifr: self.cifr = CIFR(d, config.fusion, config.fusion_layers, config.dropout, **config.fusion_options)
-        self.global_path = GlobalPath(d, lead, config.question_attention) if config.global_path else None
+            qformer = Blip2QFormerConfig(
+                hidden_size=d,
+                num_hidden_layers=config.qformer_layers,
+                num_attention_heads=config.qformer_heads,
+                intermediate_size=4 * d,
+                encoder_hidden_size=d,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+            )
+            self.fvta = FVTA(
+                qformer,
+                config.num_queries,
+                config.projection_size,
+                config.mend_negatives,
+                config.query_start,
+            )
+        if config.cifr:
+            self.cifr = CIFR(
+                d, config.fusion, config.fusion_layers, config.dropout, **config.fusion_options
+            )
+        self.global_path = (
+            GlobalPath(d, lead, config.question_attention) if config.global_path else None
+        )
         # Without modules the fused sequences are the projected tokens, which the global path pools already.
         fine = config.fvta or config.cifr or not config.global_path
         width = self.global_path.width if config.global_path else 0
-        self.classifier = AnswerClassifier(d, max(len(config.answers), 1), config.classifier_dropout, width, fine)
+        self.classifier = AnswerClassifier(
+            d, max(len(config.answers), 1), config.classifier_dropout, width, fine
+        )
         if config.ffae:
             self.type_head = nn.Linear(self.classifier.width, 2)
             self.generator = AnswerGenerator(d, T5Config(**config.generator))
-        for part in (*unused_parts(self.image_encoder), *unused_parts(self.text_encoder)): part.requires_grad_(False)
+        for part in (*unused_parts(self.image_encoder), *unused_parts(self.text_encoder)):
+            part.requires_grad_(False)
         self.processor = None
         self.post_init()
-        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)     # T5 ties its embeddings
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(
+            all_submodels=True
+        )  # T5 ties its embeddings
 
-    def _init_weights(self, module): "Every part initialises itself when it is built."
+    def _init_weights(self, module):
+        "Every part initialises itself when it is built."
 
     def freeze_encoders(self, train_last: int = 0) -> "CMIMTL":
         """Keep the encoders as they are, but for the last `train_last` layers of each. Raises `InputError` if an encoder has
@@ -233,25 +461,39 @@ class CMIMTL(PreTrainedModel):
             encoder.requires_grad_(False)
             layers = encoder_layers(encoder)
             if train_last > len(layers):
-                raise InputError(Problem(f"train_last={train_last}", f"the encoder has {len(layers)} layers", "Use a smaller number"))
-            for layer in layers[len(layers) - train_last:]: layer.requires_grad_(True)
+                raise InputError(
+                    Problem(
+                        f"train_last={train_last}",
+                        f"the encoder has {len(layers)} layers",
+                        "Use a smaller number",
+                    )
+                )
+            for layer in layers[len(layers) - train_last :]:
+                layer.requires_grad_(True)
         return self.train(self.training)
 
     def train(self, mode: bool = True):
         "As in torch, but an encoder without trained parameters stays in evaluation mode: its dropout would blur fixed tokens."
         super().train(mode)
         for encoder in (self.image_encoder, self.text_encoder):
-            if not any(p.requires_grad for p in encoder.parameters()): encoder.eval()
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
         return self
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         "Image tokens (B, N, d_v), patches averaged over squares of `image_pool`."
         tokens = image_tokens(self.image_encoder, pixel_values)
         lead, side = token_grid(self.image_encoder.config, pixel_values.shape[-1])
-        if self.config.image_pool == 1: return tokens
+        if self.config.image_pool == 1:
+            return tokens
         if side % self.config.image_pool:
-            raise InputError(Problem(f"image_pool={self.config.image_pool}", f"does not divide the {side} patches of a side",
-                                     "Choose image_size and image_pool to fit"))
+            raise InputError(
+                Problem(
+                    f"image_pool={self.config.image_pool}",
+                    f"does not divide the {side} patches of a side",
+                    "Choose image_size and image_pool to fit",
+                )
+            )
         grid = tokens[:, lead:].transpose(1, 2).unflatten(2, (side, side))
         pooled = nn.functional.avg_pool2d(grid, self.config.image_pool).flatten(2).transpose(1, 2)
         return torch.cat([tokens[:, :lead], pooled], dim=1)
@@ -263,24 +505,39 @@ class CMIMTL(PreTrainedModel):
     def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         "Encoder tokens at the model's width, each modality with its own embedding: (P, N, d), (B, L, d)."
         v = self.dropout(self.project_image(image)) + self.modality[0]
-        if self.config.image_positions: v = v + self.positions
+        if self.config.image_positions:
+            v = v + self.positions
         return v, self.dropout(self.project_text(text)) + self.modality[1]
 
     def fuse(self, v: Tensor, q: Tensor, lengths: Tensor, image_index: Tensor | None = None):
         """FVTA and CIFR: projected tokens -> fused sequences (B, N, d), (B, L, d), and the pair that L_vtc compares.
 
         `image_index` (B,): which of the images each question is about, where several share one."""
-        if self.config.fvta: v = self.fvta(v)
-        if image_index is not None: v = v[image_index]
+        if self.config.fvta:
+            v = self.fvta(v)
+        if image_index is not None:
+            v = v[image_index]
         compared = (v, q[:, 0])
-        if self.config.cifr: v, q = self.cifr(v, q, lengths)
+        if self.config.cifr:
+            v, q = self.cifr(v, q, lengths)
         return v, q, compared
 
-    def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                image_tokens: Tensor | None = None, text_tokens: Tensor | None = None, labels: Tensor | None = None,
-                type_labels: Tensor | None = None, image_ids: Tensor | None = None, question_ids: Tensor | None = None,
-                open_rows: Tensor | None = None, generator_labels: Tensor | None = None, counts: dict | None = None,
-                image_index: Tensor | None = None) -> CMIMTLOutput:
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        text_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
+        type_labels: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        open_rows: Tensor | None = None,
+        generator_labels: Tensor | None = None,
+        counts: dict | None = None,
+        image_index: Tensor | None = None,
+    ) -> CMIMTLOutput:
         """Pictures (B, 3, S, S) or `image_tokens` (B, N, d_v), or fewer of them and `image_index` (B,), the picture of each question:
         encoder and Q-Former then read each picture once. `input_ids` (B, L) or `text_tokens` (B, L, d_q); always
         `attention_mask` (B, L). For the loss: `labels` (B,), `type_labels` (B,) 0 closed, 1 open; `image_ids` and `question_ids`
@@ -291,22 +548,68 @@ class CMIMTL(PreTrainedModel):
         text = self.encode_text(input_ids, attention_mask) if text_tokens is None else text_tokens
         tokens, words = self.project(image, text)
         v, q, compared = self.fuse(tokens, words, lengths, image_index)
-        g = self.global_path(tokens, words, lengths, image_index) if self.config.global_path else None
+        g = (
+            self.global_path(tokens, words, lengths, image_index)
+            if self.config.global_path
+            else None
+        )
         pooled = self.classifier.pool(v, q, lengths, g)
-        out = CMIMTLOutput(logits=self.classifier.head(pooled), type_logits=self.type_head(pooled) if self.config.ffae else None,
-                           image_states=v, question_states=q, lengths=lengths)
-        if labels is not None: self._add_losses(out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels,
-                                               counts or {})
+        out = CMIMTLOutput(
+            logits=self.classifier.head(pooled),
+            type_logits=self.type_head(pooled) if self.config.ffae else None,
+            image_states=v,
+            question_states=q,
+            lengths=lengths,
+        )
+        if labels is not None:
+            self._add_losses(
+                out,
+                compared,
+                labels,
+                type_labels,
+                image_ids,
+                question_ids,
+                open_rows,
+                generator_labels,
+                counts or {},
+            )
         return out
 
-    def _add_losses(self, out, compared, labels, type_labels, image_ids, question_ids, open_rows, generator_labels, counts):
-        c, parts = self.config, {"cls": answer_loss(out.logits, labels, self.config.classifier_loss, counts.get("cls"))}
-        if c.fvta: parts["vtc"] = self.fvta.loss(*compared, image_ids, question_ids) / counts.get("vtc", 1)
+    def _add_losses(
+        self,
+        out,
+        compared,
+        labels,
+        type_labels,
+        image_ids,
+        question_ids,
+        open_rows,
+        generator_labels,
+        counts,
+    ):
+        c, parts = (
+            self.config,
+            {
+                "cls": answer_loss(
+                    out.logits, labels, self.config.classifier_loss, counts.get("cls")
+                )
+            },
+        )
+        if c.fvta:
+            parts["vtc"] = self.fvta.loss(*compared, image_ids, question_ids) / counts.get("vtc", 1)
         if c.ffae:
-            kinds = nn.functional.cross_entropy(out.type_logits.float(), type_labels, reduction="sum")
+            kinds = nn.functional.cross_entropy(
+                out.type_logits.float(), type_labels, reduction="sum"
+            )
             parts["kind"] = kinds / counts.get("type", len(labels))
             types = out.type_logits.float().softmax(-1)
-            total, count = self.generator(*(x[open_rows] for x in (out.image_states, out.question_states, out.lengths, types)), generator_labels)
+            total, count = self.generator(
+                *(
+                    x[open_rows]
+                    for x in (out.image_states, out.question_states, out.lengths, types)
+                ),
+                generator_labels,
+            )
             parts["gen"] = total / counts.get("gen", count.clamp(min=1))
         out.losses = {k.replace("kind", "type"): x.detach() for k, x in parts.items()}
         out.loss = joint_loss(**parts, alpha=c.alpha, beta=c.beta, gamma=c.gamma)
@@ -314,8 +617,14 @@ class CMIMTL(PreTrainedModel):
     @torch.no_grad()
     def write(self, out: CMIMTLOutput, num_beams: int = 1) -> list[str]:
         "The generated answers of a forward pass, as text. Needs the processor and FFAE."
-        ids = self.generator.generate(out.image_states, out.question_states, out.lengths, out.type_logits.float().softmax(-1), num_beams,
-                                      self.config.max_answer_length)
+        ids = self.generator.generate(
+            out.image_states,
+            out.question_states,
+            out.lengths,
+            out.type_logits.float().softmax(-1),
+            num_beams,
+            self.config.max_answer_length,
+        )
         return decode_answers(self.processor.generator_tokenizer, ids)
 
     @torch.no_grad()
@@ -324,30 +633,63 @@ class CMIMTL(PreTrainedModel):
 
         Raises `InputError` for an empty question, an unreadable picture, or a model without its processor."""
         if self.processor is None:
-            raise InputError(Problem("processor", "this model has none", "Load it by CMIMTL.from_pretrained(folder), or set model.processor"))
-        if not str(question).strip(): raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
+            raise InputError(
+                Problem(
+                    "processor",
+                    "this model has none",
+                    "Load it by CMIMTL.from_pretrained(folder), or set model.processor",
+                )
+            )
+        if not str(question).strip():
+            raise InputError(
+                Problem("question", "it is empty", "Write a question about the picture")
+            )
         self.eval()
-        if not self.config.answers: raise InputError(Problem("answers", "this model has no vocabulary", "Train it, or load a trained one"))
+        if not self.config.answers:
+            raise InputError(
+                Problem(
+                    "answers", "this model has no vocabulary", "Train it, or load a trained one"
+                )
+            )
         batch = {k: x.to(self.device) for k, x in self.processor([image], [str(question)]).items()}
         batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
         out = self(**batch)
-        p, order = (out.logits[0].float() / self.config.confidence_temperature).softmax(-1).sort(descending=True)
-        ranked = [(self.config.answers[i], p_i) for i, p_i in zip(order[:top].tolist(), p[:top].tolist())]
+        p, order = (
+            (out.logits[0].float() / self.config.confidence_temperature)
+            .softmax(-1)
+            .sort(descending=True)
+        )
+        ranked = [
+            (self.config.answers[i], p_i) for i, p_i in zip(order[:top].tolist(), p[:top].tolist())
+        ]
         kind = ("CLOSED", "OPEN")[out.type_logits[0].argmax()] if self.config.ffae else None
-        return Answer(*ranked[0], ranked[1:], kind, self.write(out, num_beams)[0] if self.config.ffae else None)
+        return Answer(
+            *ranked[0],
+            ranked[1:],
+            kind,
+            self.write(out, num_beams)[0] if self.config.ffae else None,
+        )
 
     def save_pretrained(self, folder, **kwargs):
         "As in transformers; the processor is saved beside the model."
         super().save_pretrained(folder, **kwargs)
-        if self.processor is not None: self.processor.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
         "As in transformers; the processor is loaded with the model."
         if not (Path(folder) / "config.json").is_file():
-            raise InputError(Problem(str(folder), "no saved model (config.json is missing)", "Give the folder that save_pretrained wrote"))
+            raise InputError(
+                Problem(
+                    str(folder),
+                    "no saved model (config.json is missing)",
+                    "Give the folder that save_pretrained wrote",
+                )
+            )
         model = super().from_pretrained(folder, *args, **kwargs)
-        with contextlib.suppress(FileNotFoundError): model.processor = CMIMTLProcessor.from_pretrained(folder)
+        with contextlib.suppress(FileNotFoundError):
+            model.processor = CMIMTLProcessor.from_pretrained(folder)
         return model
 
 
@@ -363,7 +705,9 @@ def unused_parts(encoder: PreTrainedModel) -> list[nn.Module]:
 
 def encoder_layers(encoder: PreTrainedModel) -> list[nn.Module]:
     "The layers of an encoder in their order: the entries of its longest ModuleList."
-    return list(max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=()))
+    return list(
+        max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=())
+    )
 
 # %% ../nbs/25_model.ipynb #5ed80d1f
 def example_batch(config: CMIMTLConfig, size: int = 6, seed: int = 0) -> dict:
@@ -372,11 +716,19 @@ def example_batch(config: CMIMTLConfig, size: int = 6, seed: int = 0) -> dict:
     L, vocab = 12, config.text_encoder["vocab_size"]
     lengths = torch.randint(4, L + 1, (size,), generator=g)
     lengths[0] = L
-    return {"pixel_values": torch.randn(size, 3, config.image_size, config.image_size, generator=g),
-            "input_ids": torch.randint(5, vocab, (size, L), generator=g), "attention_mask": (torch.arange(L) < lengths[:, None]).long(),
-            "labels": torch.randint(0, max(len(config.answers), 1), (size,), generator=g), "type_labels": torch.arange(size) % 2,
-            "image_ids": torch.arange(size), "question_ids": torch.arange(size), "open_rows": torch.arange(1, size, 2),
-            "generator_labels": torch.randint(5, config.generator["vocab_size"], (size // 2, 4), generator=g)}
+    return {
+        "pixel_values": torch.randn(size, 3, config.image_size, config.image_size, generator=g),
+        "input_ids": torch.randint(5, vocab, (size, L), generator=g),
+        "attention_mask": (torch.arange(L) < lengths[:, None]).long(),
+        "labels": torch.randint(0, max(len(config.answers), 1), (size,), generator=g),
+        "type_labels": torch.arange(size) % 2,
+        "image_ids": torch.arange(size),
+        "question_ids": torch.arange(size),
+        "open_rows": torch.arange(1, size, 2),
+        "generator_labels": torch.randint(
+            5, config.generator["vocab_size"], (size // 2, 4), generator=g
+        ),
+    }
 
 # %% ../nbs/25_model.ipynb #a9c309c7
 import math, pickle, zipfile
@@ -386,18 +738,32 @@ from transformers import T5ForConditionalGeneration
 from .fvta import KeyReport, load_bert_into_qformer
 
 # %% ../nbs/25_model.ipynb #4ad91a94
-SAME_FUNCTION = ("model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "feed_forward_proj")
+SAME_FUNCTION = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "patch_size",
+    "feed_forward_proj",
+)
 
 
 def resize_positions(table: Tensor, positions: int) -> Tensor:
     """Bicubic resize of learned positions (1 + n², d), class token first, to (`positions`, d); `positions` = 1 + m².
 
     Tables of other lengths are returned as they are. As in M3AE, which moves from 288 to 384 pixels in this way."""
-    if table.dim() != 2 or len(table) == 0: return table
+    if table.dim() != 2 or len(table) == 0:
+        return table
     n, m = math.isqrt(len(table) - 1), math.isqrt(positions - 1)
-    if n == m or n * n != len(table) - 1 or m * m != positions - 1: return table
+    if n == m or n * n != len(table) - 1 or m * m != positions - 1:
+        return table
     grid = table[1:].float().T.unflatten(1, (n, n))
-    return torch.cat([table[:1].float(), nn.functional.interpolate(grid[None], (m, m), mode="bicubic")[0].flatten(1).T])
+    return torch.cat(
+        [
+            table[:1].float(),
+            nn.functional.interpolate(grid[None], (m, m), mode="bicubic")[0].flatten(1).T,
+        ]
+    )
 
 
 def _copy_weights(target: PreTrainedModel, source: PreTrainedModel, name: str):
@@ -405,20 +771,43 @@ def _copy_weights(target: PreTrainedModel, source: PreTrainedModel, name: str):
     ours, theirs, problems = target.state_dict(), source.state_dict(), []
     for setting in SAME_FUNCTION:
         a, b = getattr(target.config, setting, None), getattr(source.config, setting, None)
-        if a != b: problems.append(Problem(f"{name}, {setting}", f"is {b!r}, in the configuration {a!r}", "Make them equal"))
+        if a != b:
+            problems.append(
+                Problem(
+                    f"{name}, {setting}", f"is {b!r}, in the configuration {a!r}", "Make them equal"
+                )
+            )
     for key in ours:
         if key.endswith("position_embedding.weight") and key in theirs:
             theirs[key] = resize_positions(theirs[key], len(ours[key]))
-        if key not in theirs: wrong = None if "pooler" in key else "is missing there"       # the pooler is not used
-        else: wrong = f"has shape {tuple(theirs[key].shape)}" if theirs[key].shape != ours[key].shape else None
-        if wrong: problems.append(Problem(f"{name}, {key}", f"{wrong}, in the configuration {tuple(ours[key].shape)}",
-                                          "Take the encoder's sizes from its own configuration (encoder_config)"))
-    if problems: raise InputError(problems, shown=8)
+        if key not in theirs:
+            wrong = None if "pooler" in key else "is missing there"  # the pooler is not used
+        else:
+            wrong = (
+                f"has shape {tuple(theirs[key].shape)}"
+                if theirs[key].shape != ours[key].shape
+                else None
+            )
+        if wrong:
+            problems.append(
+                Problem(
+                    f"{name}, {key}",
+                    f"{wrong}, in the configuration {tuple(ours[key].shape)}",
+                    "Take the encoder's sizes from its own configuration (encoder_config)",
+                )
+            )
+    if problems:
+        raise InputError(problems, shown=8)
     target.load_state_dict({k: theirs[k] for k in ours if k in theirs}, strict=False)
 
 
-def with_pretrained_encoders(config: CMIMTLConfig, image: str, text: str, qformer: str | None = None,
-                             generator: str | None = None) -> CMIMTL:
+def with_pretrained_encoders(
+    config: CMIMTLConfig,
+    image: str,
+    text: str,
+    qformer: str | None = None,
+    generator: str | None = None,
+) -> CMIMTL:
     """A `CMIMTL` of `config` whose encoders start from weights, by folder or hub name; on request also the Q-Former (from a
     BERT) and the generator (from a T5). Names of parts that the configuration switches off are not read.
 
@@ -430,20 +819,35 @@ def with_pretrained_encoders(config: CMIMTLConfig, image: str, text: str, qforme
     if qformer and config.fvta:
         report = load_bert_into_qformer(model.fvta.qformer, load_encoder(qformer))
         lacking = [k for k in report.missing if "crossattention" not in k]
-        if lacking: raise InputError(Problem(qformer, f"lacks {lacking[0]}", "Give the Q-Former no more layers"))
+        if lacking:
+            raise InputError(
+                Problem(qformer, f"lacks {lacking[0]}", "Give the Q-Former no more layers")
+            )
     if generator and config.ffae:
-        try: t5 = T5ForConditionalGeneration.from_pretrained(find_weights(generator), dtype=torch.float32)
+        try:
+            t5 = T5ForConditionalGeneration.from_pretrained(
+                find_weights(generator), dtype=torch.float32
+            )
         except (OSError, ValueError) as e:
-            raise InputError(Problem(f"generator {generator!r}", "neither a folder with a T5 nor one that the hub gives",
-                                     "Correct the name, or put the folder under CMI_MTL_WEIGHTS")) from e
+            raise InputError(
+                Problem(
+                    f"generator {generator!r}",
+                    "neither a folder with a T5 nor one that the hub gives",
+                    "Correct the name, or put the folder under CMI_MTL_WEIGHTS",
+                )
+            ) from e
         _copy_weights(model.generator.t5, t5, generator)
     return model
 
 # %% ../nbs/25_model.ipynb #89b07a62
 class _StandIn:
     "In place of any foreign class in a checkpoint: takes all arguments, does nothing."
-    def __init__(self, *args, **kwargs): pass
-    def __setstate__(self, state): pass
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
 def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -451,48 +855,78 @@ def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises `InputError` when the file is missing, damaged (every part's CRC is checked) or holds no such dictionary."""
     try:
-        with zipfile.ZipFile(path) as f: bad = f.testzip()
-        if bad: raise zipfile.BadZipFile(f"the part {bad} is damaged")
+        with zipfile.ZipFile(path) as f:
+            bad = f.testzip()
+        if bad:
+            raise zipfile.BadZipFile(f"the part {bad} is damaged")
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_StandIn, name) for name in foreign]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as e: raise InputError(Problem(str(path), "there is no such file", "Correct the path")) from e
-    except Exception as e:                                      # a damaged pickle can raise anything
+    except FileNotFoundError as e:
+        raise InputError(Problem(str(path), "there is no such file", "Correct the path")) from e
+    except Exception as e:  # a damaged pickle can raise anything
         unsafe = isinstance(e, pickle.UnpicklingError)
-        why = "there is more in it than tensors and plain values" if unsafe else str(e).split("\n")[0]
-        raise InputError(Problem(str(path), f"cannot be read as a checkpoint ({why})", "Fetch it again")) from e
+        why = (
+            "there is more in it than tensors and plain values" if unsafe else str(e).split("\n")[0]
+        )
+        raise InputError(
+            Problem(str(path), f"cannot be read as a checkpoint ({why})", "Fetch it again")
+        ) from e
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise InputError(Problem(str(path), "no Lightning checkpoint: there is no state_dict", "Give M3AE's .ckpt"))
+        raise InputError(
+            Problem(
+                str(path), "no Lightning checkpoint: there is no state_dict", "Give M3AE's .ckpt"
+            )
+        )
     return state
 
 
-CLIP_NAMES = {"conv1.": "embeddings.patch_embedding.", "class_embedding": "embeddings.class_embedding",
-              "positional_embedding": "embeddings.position_embedding.weight",
-              "ln_pre.": "pre_layrnorm.", "ln_post.": "post_layernorm.", "transformer.resblocks.": "encoder.layers.",
-              ".attn.out_proj.": ".self_attn.out_proj.", ".ln_1.": ".layer_norm1.", ".ln_2.": ".layer_norm2.",
-              ".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2."}
+CLIP_NAMES = {
+    "conv1.": "embeddings.patch_embedding.",
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre.": "pre_layrnorm.",
+    "ln_post.": "post_layernorm.",
+    "transformer.resblocks.": "encoder.layers.",
+    ".attn.out_proj.": ".self_attn.out_proj.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
 
 
 def _from_m3ae(key: str, tensor: Tensor) -> dict[str, Tensor]:
     "Our names and tensors for one entry of M3AE's `state_dict`; none for a part that is no encoder."
-    if key.startswith("language_encoder."): return {key.replace("language_encoder.", "text_encoder.", 1): tensor}
-    if not key.startswith("vision_encoder.visual."): return {}
+    if key.startswith("language_encoder."):
+        return {key.replace("language_encoder.", "text_encoder.", 1): tensor}
+    if not key.startswith("vision_encoder.visual."):
+        return {}
     name = key.replace("vision_encoder.visual.", "image_encoder.", 1)
-    for theirs, ours in CLIP_NAMES.items(): name = name.replace(theirs, ours)
-    if ".attn.in_proj_" not in name: return {name: tensor}
-    return {name.replace("attn.in_proj_", f"self_attn.{x}_proj."): part for x, part in zip("qkv", tensor.chunk(3))}
+    for theirs, ours in CLIP_NAMES.items():
+        name = name.replace(theirs, ours)
+    if ".attn.in_proj_" not in name:
+        return {name: tensor}
+    return {
+        name.replace("attn.in_proj_", f"self_attn.{x}_proj."): part
+        for x, part in zip("qkv", tensor.chunk(3))
+    }
 
 
 def _no_home(model: CMIMTL, path) -> list[Problem]:
     "Why M3AE's encoders cannot live in this model at all, whatever their sizes."
     problems = []
-    for name, kind, act in (("image_encoder", "clip_vision_model", "quick_gelu"), ("text_encoder", "roberta", "gelu")):
+    for name, kind, act in (
+        ("image_encoder", "clip_vision_model", "quick_gelu"),
+        ("text_encoder", "roberta", "gelu"),
+    ):
         c = getattr(model, name).config
         has = c.model_type, getattr(c, "hidden_act", None), getattr(c, "num_attention_heads", None)
         wants = kind, act, getattr(c, "hidden_size", 0) // 64
         what = f"(kind, activation, heads) must be {wants}, the model's are {has}"
-        if has != wants: problems.append(Problem(f"{path}, {name}", what, "Build the model by paper_config"))
+        if has != wants:
+            problems.append(Problem(f"{path}, {name}", what, "Build the model by paper_config"))
     return problems
 
 
@@ -503,22 +937,42 @@ def load_m3ae(model: CMIMTL, path: str | Path) -> KeyReport:
     file's. Raises `InputError` that names the file and the parameter when it is no such checkpoint, is damaged, or does
     not fit in width, depth or heads; the model is then unchanged."""
     state, problems, fits, unexpected = _read_checkpoint(path), _no_home(model, path), {}, []
-    if problems: raise InputError(problems)
-    target = {k: t for k, t in model.state_dict().items() if k.startswith(("image_encoder.", "text_encoder."))}
+    if problems:
+        raise InputError(problems)
+    target = {
+        k: t
+        for k, t in model.state_dict().items()
+        if k.startswith(("image_encoder.", "text_encoder."))
+    }
     for key, tensor in state.items():
-        parts, bad = _from_m3ae(key, tensor), lambda what, remedy: problems.append(Problem(f"{path}, {key}", what, remedy))
+        parts, bad = (
+            _from_m3ae(key, tensor),
+            lambda what, remedy: problems.append(Problem(f"{path}, {key}", what, remedy)),
+        )
         if not parts or not parts.keys() <= target.keys():
             unexpected.append(key)
-            if any(".layer" in name for name in parts): bad("the model has no such layer", "Give it as many as there are")
+            if any(".layer" in name for name in parts):
+                bad("the model has no such layer", "Give it as many as there are")
             continue
         for name, part in parts.items():
-            if name.endswith("position_embedding.weight"): part = resize_positions(part, len(target[name]))
+            if name.endswith("position_embedding.weight"):
+                part = resize_positions(part, len(target[name]))
             fits[name], ours = part, target[name].shape
-            if part.shape != ours: bad(f"has shape {tuple(part.shape)}, our {name} {tuple(ours)}", "Use the file's sizes")
+            if part.shape != ours:
+                bad(
+                    f"has shape {tuple(part.shape)}, our {name} {tuple(ours)}",
+                    "Use the file's sizes",
+                )
     missing = sorted(target.keys() - fits.keys())
-    remedy = "Give M3AE's .ckpt, and the model no more layers than that has (M3AE's CLIP has one less)"
-    problems += [Problem(str(path), f"lacks {name}", remedy) for name in missing if "pooler" not in name]
-    if problems: raise InputError(problems, shown=8)
+    remedy = (
+        "Give M3AE's .ckpt, and the model no more layers than that has (M3AE's CLIP has one less)"
+    )
+    problems += [
+        Problem(str(path), f"lacks {name}", remedy) for name in missing if "pooler" not in name
+    ]
+    if problems:
+        raise InputError(problems, shown=8)
     with torch.no_grad():
-        for name, part in fits.items(): target[name].copy_(part)
+        for name, part in fits.items():
+            target[name].copy_(part)
     return KeyReport(sorted(fits), missing, sorted(unexpected))

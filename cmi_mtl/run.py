@@ -14,11 +14,29 @@ from .core import InputError, Problem
 # %% ../nbs/43_run.ipynb #dcd8165e
 def _parameters_of(notebook: Path) -> set[str]:
     import nbformat, papermill
-    if not notebook.is_file(): raise InputError(Problem(str(notebook), "no such notebook", "Give the path of an .ipynb file"))
-    try: cells = nbformat.read(notebook, as_version=4).cells
-    except Exception as e: raise InputError(Problem(str(notebook), f"not a notebook ({type(e).__name__})", "Give the path of an .ipynb file")) from e
+
+    if not notebook.is_file():
+        raise InputError(
+            Problem(str(notebook), "no such notebook", "Give the path of an .ipynb file")
+        )
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except Exception as e:
+        raise InputError(
+            Problem(
+                str(notebook),
+                f"not a notebook ({type(e).__name__})",
+                "Give the path of an .ipynb file",
+            )
+        ) from e
     if not any("parameters" in c.metadata.get("tags", []) for c in cells):
-        raise InputError(Problem(str(notebook), "no cell is tagged 'parameters'", "Tag the cell that sets the defaults"))
+        raise InputError(
+            Problem(
+                str(notebook),
+                "no cell is tagged 'parameters'",
+                "Tag the cell that sets the defaults",
+            )
+        )
     return set(papermill.inspect_notebook(str(notebook)))
 
 
@@ -30,7 +48,8 @@ def this_python() -> type:
 
     class ThisPython(AsyncKernelManager):
         @property
-        def kernel_spec(self): return KernelSpec(**get_kernel_dict())
+        def kernel_spec(self):
+            return KernelSpec(**get_kernel_dict())
 
     return ThisPython
 
@@ -41,32 +60,70 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
     Raises `InputError` for a missing notebook, one without a tagged cell, or an unknown parameter, before anything runs; and
     papermill's `PapermillExecutionError` when a cell fails, after the partial notebook is saved with the failing cell marked."""
     import papermill
+
     notebook, output = Path(notebook), Path(output)
     known = _parameters_of(notebook)
-    problems = [Problem(f"parameter {p!r}", f"{notebook.name} has none of that name",
-                        f"Did you mean {close[0]!r}" if (close := difflib.get_close_matches(p, known, 1)) else f"It takes {', '.join(sorted(known))}")
-                for p in parameters if p not in known]
+    problems = [
+        Problem(
+            f"parameter {p!r}",
+            f"{notebook.name} has none of that name",
+            f"Did you mean {close[0]!r}"
+            if (close := difflib.get_close_matches(p, known, 1))
+            else f"It takes {', '.join(sorted(known))}",
+        )
+        for p in parameters
+        if p not in known
+    ]
     above = next(p for p in (output.parent, *output.absolute().parents) if p.exists())
-    if not above.is_dir(): problems.append(Problem(str(above), "is a file, a folder is needed", "Name another output folder"))
-    if problems: raise InputError(problems)
+    if not above.is_dir():
+        problems.append(
+            Problem(str(above), "is a file, a folder is needed", "Name another output folder")
+        )
+    if problems:
+        raise InputError(problems)
     output.parent.mkdir(parents=True, exist_ok=True)
-    if "folder" in known: parameters = {**parameters, "folder": str(output.parent)}
-    papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3",
-                               kernel_manager_class=this_python(), progress_bar=False, log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    if "folder" in known:
+        parameters = {**parameters, "folder": str(output.parent)}
+    papermill.execute_notebook(
+        str(notebook),
+        str(output),
+        parameters,
+        kernel_name="python3",
+        kernel_manager_class=this_python(),
+        progress_bar=False,
+        log_output=True,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+    )
     return output
 
 # %% ../nbs/43_run.ipynb #3df3b324
 def _value(text: str):
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def run_folder(notebook: str | Path, parameters: dict) -> Path:
     "`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters."
     p = parameters
-    parts = str(p.get("dataset") or "phantom"), str(p.get("variant") or "cmi_mtl"), f"seed{p.get('seed') or 0}"
+    parts = (
+        str(p.get("dataset") or "phantom"),
+        str(p.get("variant") or "cmi_mtl"),
+        f"seed{p.get('seed') or 0}",
+    )
     if odd := [x for x in parts if not re.fullmatch(r"\w[\w.+=-]*", x)]:
-        raise InputError([Problem(repr(x), "cannot be the name of a run's folder", "Use letters, digits and _ . + = -") for x in odd])
+        raise InputError(
+            [
+                Problem(
+                    repr(x),
+                    "cannot be the name of a run's folder",
+                    "Use letters, digits and _ . + = -",
+                )
+                for x in odd
+            ]
+        )
     return Path("runs", Path(notebook).stem, *parts)
 
 
@@ -75,16 +132,28 @@ def _failure(e: BaseException) -> str:
     if type(e).__name__ == "PapermillExecutionError":
         line = next((x for x in e.source.splitlines() if x.strip() and not x.startswith("#")), "")
         return f"cell [{e.exec_count}] ({line!r}) failed: {e.ename}: {e.evalue}"
-    if type(e).__name__ == "DeadKernelError": return "its kernel died, often for want of memory. The last cell with an output is where"
+    if type(e).__name__ == "DeadKernelError":
+        return "its kernel died, often for want of memory. The last cell with an output is where"
     return "interrupted" if isinstance(e, KeyboardInterrupt) else ""
 
 
 def main(argv: list[str] | None = None) -> int:
     "The command line. Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on stderr."
-    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.run", description="Run an experiment notebook, strictly.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cmi_mtl.run", description="Run an experiment notebook, strictly."
+    )
     parser.add_argument("notebook", type=Path)
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; the value is JSON or text")
-    parser.add_argument("--out", type=Path, help="folder for the executed notebook and what it writes")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter; the value is JSON or text",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the executed notebook and what it writes"
+    )
     args = parser.parse_args(argv)
     parameters = {k: _value(v) for k, v in args.p}
     os.environ["PYTHONUNBUFFERED"] = "1"
@@ -96,12 +165,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as e:
-        if not (why := _failure(e)): raise
+        if not (why := _failure(e)):
+            raise
         print(f"error: {args.notebook}, {why}\nThe partial notebook: {output}", file=sys.stderr)
         return 130 if isinstance(e, KeyboardInterrupt) else 1
     print(f"executed notebook: {output}")
-    if (folder / "record.json").exists(): print(f"run record:        {folder / 'record.json'}")
+    if (folder / "record.json").exists():
+        print(f"run record:        {folder / 'record.json'}")
     return 0
 
 # %% ../nbs/43_run.ipynb #cb1693db
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

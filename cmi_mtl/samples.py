@@ -21,16 +21,18 @@ from .core import InputError, Problem
 @dataclass(frozen=True)
 class Region:
     "A named place in an image: `box` (left, top, width, height) in pixels, and/or the pixels of `mask` that equal `value`."
+
     name: str
     box: tuple[float, float, float, float] | None = None
     mask: str | None = None
     value: int | None = None
-    kind: str = "organ"     # or "finding"
+    kind: str = "organ"  # or "finding"
 
 
 @dataclass(frozen=True)
 class VQASample:
     "One question about one image. `image` is a path, `answer_type` is OPEN or CLOSED, `split` train, validation or test."
+
     qid: str
     image: str
     image_id: str
@@ -44,7 +46,7 @@ class VQASample:
     phrase_type: str | None = None
     linked_id: str | None = None
     regions: tuple[Region, ...] = ()
-    image_digest: str | None = None     # SHA-256 of the file's bytes, set by the loaders
+    image_digest: str | None = None  # SHA-256 of the file's bytes, set by the loaders
 
     @property
     def picture(self) -> str:
@@ -52,7 +54,9 @@ class VQASample:
         return self.image_digest or self.image_id
 
 # %% ../nbs/10_samples.ipynb #e8e86d75
-FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}       # as East Asian fonts write ５ and ％
+FULL_WIDTH = {
+    code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)
+}  # as East Asian fonts write ５ and ％
 ONE_SIGN = str.maketrans("−–—‐‑’⁄", "-----'/")
 
 
@@ -64,22 +68,31 @@ def plain_text(text) -> str:
 
 # %% ../nbs/10_samples.ipynb #44300abc
 NO_MEANING = set("|`®™©")
-NUMBER_BEFORE = re.compile(r"(?<![^\s(<>≤≥±=~+-])[\d.]+(?:[-/][\d.]+)*$")     # a number, not the end of a name such as l4
+NUMBER_BEFORE = re.compile(
+    r"(?<![^\s(<>≤≥±=~+-])[\d.]+(?:[-/][\d.]+)*$"
+)  # a number, not the end of a name such as l4
 
 
 def keeps_meaning(text: str, i: int) -> bool:
     "Whether the character at place `i` of `text` can tell one answer from another: see the table above."
-    sign, before, after = text[i], text[:i][-1:], text[i + 1:][:1]
-    if unicodedata.category(sign)[0] in "LMN" or sign in "%‰": return True
-    if sign == ".": return after.isdigit() and (before.isdigit() or not before.isalnum() and before != ".")
-    if sign == "-" and not before.isalnum(): return after.isdigit()
-    if sign == "-" and not after.isalnum(): return True
-    if sign in "-/": return after.isdigit() and bool(NUMBER_BEFORE.search(text[:i]))
+    sign, before, after = text[i], text[:i][-1:], text[i + 1 :][:1]
+    if unicodedata.category(sign)[0] in "LMN" or sign in "%‰":
+        return True
+    if sign == ".":
+        return after.isdigit() and (before.isdigit() or not before.isalnum() and before != ".")
+    if sign == "-" and not before.isalnum():
+        return after.isdigit()
+    if sign == "-" and not after.isalnum():
+        return True
+    if sign in "-/":
+        return after.isdigit() and bool(NUMBER_BEFORE.search(text[:i]))
     return unicodedata.category(sign)[0] == "S" and sign not in NO_MEANING
 
 # %% ../nbs/10_samples.ipynb #dce52102
-NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())}
-DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.]*\.\d)")      # not part of a name or of 1.2.3
+NUMBERS = {
+    w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.]*\.\d)")  # not part of a name or of 1.2.3
 
 
 def plain_number(match: re.Match) -> str:
@@ -93,23 +106,29 @@ def simplified(text: str) -> str:
     text = text.replace("<=", "≤").replace(">=", "≥").replace("+/-", "±").replace("'", "")
     text = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda m: m[0].replace(".", ""), text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = " ".join("".join(c if keeps_meaning(text, i) else " " for i, c in enumerate(text)).split())
+    text = " ".join(
+        "".join(c if keeps_meaning(text, i) else " " for i, c in enumerate(text)).split()
+    )
     text = DECIMAL.sub(plain_number, re.sub(r"([<>≤≥±~+]) +(?=[\d.])", r"\1", text))
     words = [NUMBERS.get(w, w) for w in text.split()]
-    while len(words) > 1 and words[0] in ("a", "an", "the"): words = words[1:]
+    while len(words) > 1 and words[0] in ("a", "an", "the"):
+        words = words[1:]
     return " ".join([*(w for w in words[:-1] if w != "the"), *words[-1:]])
 
 
 def normalise_answer(answer) -> str:
     "The form in which two answers are compared, '' for one without letter, digit or symbol. Takes any type that has a `str`."
     text, before = plain_text(answer), None
-    while text != before:           # a sign that goes may bring others together: until nothing changes any more
+    while (
+        text != before
+    ):  # a sign that goes may bring others together: until nothing changes any more
         before, text = text, simplified(text)
     return text
 
 # %% ../nbs/10_samples.ipynb #9c3becd9
 class AnswerVocabulary:
     "Normalised answers, most frequent first, ties in alphabetical order."
+
     def __init__(self, answers: list[str]):
         self.answers = list(answers)
         self.index = {a: i for i, a in enumerate(self.answers)}
@@ -117,12 +136,19 @@ class AnswerVocabulary:
     @classmethod
     def from_samples(cls, samples: list[VQASample]) -> "AnswerVocabulary":
         "From the samples of the training split. Raises `InputError` if there are none."
-        counts = collections.Counter(normalise_answer(s.answer) for s in samples if s.split == "train")
+        counts = collections.Counter(
+            normalise_answer(s.answer) for s in samples if s.split == "train"
+        )
         if not counts:
-            raise InputError(Problem("answer vocabulary", "no training question", "Give samples with split 'train'"))
+            raise InputError(
+                Problem(
+                    "answer vocabulary", "no training question", "Give samples with split 'train'"
+                )
+            )
         return cls(sorted(counts, key=lambda a: (-counts[a], a)))
 
-    def __len__(self): return len(self.answers)
+    def __len__(self):
+        return len(self.answers)
 
     def encode(self, answer) -> int:
         "Index of an answer, -1 for one that is not in the list."
@@ -135,7 +161,12 @@ class AnswerVocabulary:
 # %% ../nbs/10_samples.ipynb #d3fcf975
 def same_pictures(ids: list[str], digests: list[str]) -> list[str]:
     "For each row a name of its group: rows that share an id or a digest are in one. The name is the group's first id in order."
-    nodes = {x: i for i, x in enumerate(dict.fromkeys([*(("id", x) for x in ids), *(("digest", x) for x in digests)]))}
+    nodes = {
+        x: i
+        for i, x in enumerate(
+            dict.fromkeys([*(("id", x) for x in ids), *(("digest", x) for x in digests)])
+        )
+    }
     a, b = [nodes["id", x] for x in ids], [nodes["digest", x] for x in digests]
     graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(nodes), len(nodes)))
     group = connected_components(graph, directed=False)[1][a].tolist()
@@ -148,30 +179,43 @@ CARVES = ("question", "image", "single")
 
 def carve_units(samples: list[VQASample], by: str) -> list[str]:
     "For each sample the unit that is carved as a whole."
-    if by == "single": return [s.qid for s in samples]
+    if by == "single":
+        return [s.qid for s in samples]
     pictures = same_pictures([s.image_id for s in samples], [s.picture for s in samples])
-    if by == "image": return pictures
-    return [s.linked_id or f"{picture}|{plain_text(s.question)}" for s, picture in zip(samples, pictures)]
+    if by == "image":
+        return pictures
+    return [
+        s.linked_id or f"{picture}|{plain_text(s.question)}"
+        for s, picture in zip(samples, pictures)
+    ]
 
 
-def carve_validation(samples: list[VQASample], fraction: float = 0.15, seed: int = 0,
-                     by: str = "question") -> list[VQASample]:
+def carve_validation(
+    samples: list[VQASample], fraction: float = 0.15, seed: int = 0, by: str = "question"
+) -> list[VQASample]:
     """Move about `fraction` of the training samples to a validation split; samples that have one are returned as they are.
 
     `by`: "question" keeps questions with one `linked_id`, or the same words on the same picture, together; "image" keeps all
     questions of a picture together; "single" takes each question by itself. Raises `InputError` for another unit."""
-    if by not in CARVES: raise InputError(Problem(f"by={by!r}", "no such unit", f"Use one of {', '.join(CARVES)}"))
-    if not 0 < fraction < 1: raise InputError(Problem(f"fraction={fraction}", "not between 0 and 1", "Use 0.15, say"))
-    if any(s.split == "validation" for s in samples): return samples
+    if by not in CARVES:
+        raise InputError(Problem(f"by={by!r}", "no such unit", f"Use one of {', '.join(CARVES)}"))
+    if not 0 < fraction < 1:
+        raise InputError(Problem(f"fraction={fraction}", "not between 0 and 1", "Use 0.15, say"))
+    if any(s.split == "validation" for s in samples):
+        return samples
     units = carve_units(samples, by)
     sizes = collections.Counter(u for u, s in zip(units, samples) if s.split == "train")
     order, chosen, n = sorted(sizes), set(), 0
     random.Random(seed).shuffle(order)
     for u in order:
-        if n + sizes[u] / 2 >= fraction * sizes.total(): break
+        if n + sizes[u] / 2 >= fraction * sizes.total():
+            break
         chosen.add(u)
         n += sizes[u]
-    return [replace(s, split="validation") if s.split == "train" and u in chosen else s for u, s in zip(units, samples)]
+    return [
+        replace(s, split="validation") if s.split == "train" and u in chosen else s
+        for u, s in zip(units, samples)
+    ]
 
 # %% ../nbs/10_samples.ipynb #18789db7
 def leakage_report(samples: list[VQASample]) -> list[dict]:
@@ -179,14 +223,23 @@ def leakage_report(samples: list[VQASample]) -> list[dict]:
     rows = []
     splits = [x for x in ("train", "validation", "test") if any(s.split == x for s in samples)]
     for i, a in enumerate(splits):
-        for b in splits[i + 1:]:
+        for b in splits[i + 1 :]:
             A, B = ([s for s in samples if s.split == x] for x in (a, b))
             images = lambda X: {s.picture for s in X}
-            rows.append({"split": b, "with_split": a, "questions": len(B), "images": len(images(B)),
-                         "shared_images": len(images(A) & images(B)),
-                         "questions_on_shared_images": _count(A, B, lambda s: s.picture),
-                         "identical_image_and_question": _count(A, B, lambda s: (s.picture, plain_text(s.question))),
-                         "linked_questions": _count(A, B, lambda s: s.linked_id)})
+            rows.append(
+                {
+                    "split": b,
+                    "with_split": a,
+                    "questions": len(B),
+                    "images": len(images(B)),
+                    "shared_images": len(images(A) & images(B)),
+                    "questions_on_shared_images": _count(A, B, lambda s: s.picture),
+                    "identical_image_and_question": _count(
+                        A, B, lambda s: (s.picture, plain_text(s.question))
+                    ),
+                    "linked_questions": _count(A, B, lambda s: s.linked_id),
+                }
+            )
     return rows
 
 

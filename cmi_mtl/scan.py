@@ -34,20 +34,25 @@ def _padded(lengths, L):
 def _inert(lengths, delta_softplus, delta, *others):
     "`delta` and `others` with padding that neither enters nor leaves the state; the values there may be anything."
     pad = _padded(lengths, delta.shape[2])
-    return [delta.masked_fill(pad, -80.0 if delta_softplus else 0.0),
-            *(None if x is None else x.masked_fill(pad, 0.0) for x in others)]
+    return [
+        delta.masked_fill(pad, -80.0 if delta_softplus else 0.0),
+        *(None if x is None else x.masked_fill(pad, 0.0) for x in others),
+    ]
 
 
 def _step_size(delta, delta_bias, delta_softplus):
-    if delta_bias is not None: delta = delta + delta_bias[:, None]
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
     return F.softplus(delta) if delta_softplus else delta
 
 
 def _reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
     "The whole operation in plain torch and autograd."
-    if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
+    if lengths is not None:
+        delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
     y = _recurrence(u, _step_size(delta, delta_bias, delta_softplus), A, B, C)
-    if D is not None: y = y + D[:, None] * u
+    if D is not None:
+        y = y + D[:, None] * u
     return y if z is None else y * F.silu(z)
 
 # %% ../nbs/21_scan.ipynb #29ceb878
@@ -55,14 +60,19 @@ def hidden_attention(delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fal
     """The matrix M with `selective_scan(u, ...) = M u` (no gate z): (batch, d, L, L), row = output, column = input position.
 
     Arguments as in `selective_scan`. Memory grows with L squared. Source: arXiv 2403.01590."""
-    if lengths is not None: delta, B, C = _inert(lengths, delta_softplus, delta, B, C)
+    if lengths is not None:
+        delta, B, C = _inert(lengths, delta_softplus, delta, B, C)
     delta = _step_size(delta, delta_bias, delta_softplus)
     L = delta.shape[2]
     clock = delta.cumsum(2)
     elapsed = (clock[..., :, None] - clock[..., None, :]).tril()
     M = 0
     for n in range(A.shape[1]):
-        M = M + torch.exp(elapsed * A[:, n, None, None]) * (C[:, n, :, None] * B[:, n, None, :])[:, None]
+        M = (
+            M
+            + torch.exp(elapsed * A[:, n, None, None])
+            * (C[:, n, :, None] * B[:, n, None, :])[:, None]
+        )
     M = (M * delta[..., None, :]).tril()
     if D is not None:
         keep = 1.0 if lengths is None else (~_padded(lengths, L)).to(M.dtype)
@@ -70,14 +80,16 @@ def hidden_attention(delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fal
     return M
 
 # %% ../nbs/21_scan.ipynb #08d95180
-CHUNK = 16             # positions whose states are held at once
-CHUNK_STATES = 2**15   # about that many state numbers (batch items x d x n) are worked on at once
+CHUNK = 16  # positions whose states are held at once
+CHUNK_STATES = 2**15  # about that many state numbers (batch items x d x n) are worked on at once
 
 
 def _pieces(batch, L, states):
     "Slices of the batch and, for each, of the positions; `states` = d n."
     group = max(1, CHUNK_STATES // states)
-    return [slice(b, b + group) for b in range(0, batch, group)], [slice(t, t + CHUNK) for t in range(0, L, CHUNK)]
+    return [slice(b, b + group) for b in range(0, batch, group)], [
+        slice(t, t + CHUNK) for t in range(0, L, CHUNK)
+    ]
 
 
 def _turn(x, b):
@@ -85,16 +97,19 @@ def _turn(x, b):
     return None if x is None else x[b].flatten(0, 1).t().contiguous().unflatten(1, (-1, x.shape[1]))
 
 
-def _turn_back(x): return x.flatten(1).t().unflatten(0, x.shape[1:])
+def _turn_back(x):
+    return x.flatten(1).t().unflatten(0, x.shape[1:])
 
 
 def _chunk_states(soft, bias, u, delta, A, B, h):
     "Step sizes (k, items, d), decays and states (k, items, n, d) of one chunk after the state `h` (items, n, d)."
     step = delta if bias is None else delta + bias
-    if soft: step = F.softplus(step)
+    if soft:
+        step = F.softplus(step)
     decay = (step[:, :, None] * A).exp_()
     states = (step * u)[:, :, None] * B[..., None]
-    for k in range(len(states)): h = states[k].addcmul_(decay[k], h)
+    for k in range(len(states)):
+        h = states[k].addcmul_(decay[k], h)
     return step, decay, states
 
 
@@ -108,7 +123,8 @@ def _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g):
     dC = (states @ dy[..., None]).squeeze(3)
     grad = C[..., None] * dy[:, :, None]
     grad[-1] += g
-    for k in range(len(grad) - 2, -1, -1): grad[k].addcmul_(decay[k + 1], grad[k + 1])
+    for k in range(len(grad) - 2, -1, -1):
+        grad[k].addcmul_(decay[k + 1], grad[k + 1])
     dB = (grad @ (step * u)[..., None]).squeeze(3)
     to_input = (B[:, :, None] @ grad).squeeze(2)
     back = grad.mul_(decay)
@@ -131,7 +147,8 @@ def _chunk_backward(soft, bias, A, D, start, g, u, delta, B, C, z, dy):
     if D is not None:
         du.addcmul_(D, dy)
         dD = (dy * u).sum((0, 1))
-    if soft: ddelta *= torch.sigmoid(delta if bias is None else delta + bias)
+    if soft:
+        ddelta *= torch.sigmoid(delta if bias is None else delta + bias)
     return (du, ddelta, dB, dC, dz), (dA, dD, ddelta.sum((0, 1))), g
 
 
@@ -142,15 +159,23 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx, soft, u, delta, A, B, C, D, z, delta_bias):
         (batch, d, L), n = u.shape, A.shape[1]
         groups, chunks = _pieces(batch, L, d * n)
-        y, starts, A_t = u.new_empty(u.shape), u.new_zeros(len(chunks), batch, n, d), A.t().contiguous()
+        y, starts, A_t = (
+            u.new_empty(u.shape),
+            u.new_zeros(len(chunks), batch, n, d),
+            A.t().contiguous(),
+        )
         for b in groups:
             u_b, delta_b, B_b, C_b, z_b = (_turn(x, b) for x in (u, delta, B, C, z))
             y_b = torch.empty_like(u_b)
             for i, t in enumerate(chunks):
-                _, _, states = _chunk_states(soft, delta_bias, u_b[t], delta_b[t], A_t, B_b[t], starts[i, b])
-                if i + 1 < len(chunks): starts[i + 1, b] = states[-1]
+                _, _, states = _chunk_states(
+                    soft, delta_bias, u_b[t], delta_b[t], A_t, B_b[t], starts[i, b]
+                )
+                if i + 1 < len(chunks):
+                    starts[i + 1, b] = states[-1]
                 y_b[t] = _chunk_output(u_b[t], C_b[t], D, states)
-                if z is not None: y_b[t] *= F.silu(z_b[t])
+                if z is not None:
+                    y_b[t] *= F.silu(z_b[t])
             y[b] = _turn_back(y_b)
         ctx.soft = soft
         ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, starts)
@@ -170,20 +195,41 @@ class _Chunked(torch.autograd.Function):
                 turned = [_turn(x, b) for x in (u, delta, B, C, z, dy)]
                 grads = [None if x is None else torch.empty_like(x) for x in turned[:5]]
                 for i, t in reversed(list(enumerate(chunks))):
-                    parts, to_sums, g = _chunk_backward(ctx.soft, delta_bias, A_t, D, starts[i, b], g,
-                                                        *(None if x is None else x[t] for x in turned))
+                    parts, to_sums, g = _chunk_backward(
+                        ctx.soft,
+                        delta_bias,
+                        A_t,
+                        D,
+                        starts[i, b],
+                        g,
+                        *(None if x is None else x[t] for x in turned),
+                    )
                     for grad, part in zip(grads, parts):
-                        if part is not None: grad[t] = part
+                        if part is not None:
+                            grad[t] = part
                     for total, part in zip(sums, to_sums):
-                        if part is not None: total += part
+                        if part is not None:
+                            total += part
                 for whole, grad in zip(wholes, grads):
-                    if grad is not None: whole[b] = _turn_back(grad)
+                    if grad is not None:
+                        whole[b] = _turn_back(grad)
         (du, ddelta, dB, dC, dz), (dA, dD, dbias) = wholes, sums
-        return None, du, ddelta, dA.t(), dB, dC, None if D is None else dD, dz, None if delta_bias is None else dbias
+        return (
+            None,
+            du,
+            ddelta,
+            dA.t(),
+            dB,
+            dC,
+            None if D is None else dD,
+            dz,
+            None if delta_bias is None else dbias,
+        )
 
 
 def _chunked_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
-    if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
+    if lengths is not None:
+        delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
     return _Chunked.apply(delta_softplus, u, delta, A, B, C, D, z, delta_bias)
 
 # %% ../nbs/21_scan.ipynb #c2679259
@@ -474,15 +520,33 @@ int conv_backward(long first, long stride, long count, const int64_t *starts, co
 
 # %% ../nbs/21_scan.ipynb #f28a6d3c
 log = logging.getLogger(__name__)
-_FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-          "-fassociative-math", "-shared", "-fPIC"]
+_FLAGS = [
+    "-O3",
+    "-march=native",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-shared",
+    "-fPIC",
+]
 
 
 def _compile(*args, source="") -> str:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None: raise FileNotFoundError("no C compiler (cc, gcc or clang) on PATH")
-    done = subprocess.run([compiler, *args], input=source, capture_output=True, text=True, encoding="utf-8", timeout=120)
-    if done.returncode: raise OSError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler (cc, gcc or clang) on PATH")
+    done = subprocess.run(
+        [compiler, *args],
+        input=source,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    if done.returncode:
+        raise OSError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
     return done.stdout
 
 
@@ -511,7 +575,8 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     "(library, '') or (None, why there is none)."
     try:
         return ctypes.CDLL(str(_build(dtype))), ""
-    except (OSError, subprocess.SubprocessError) as e: return None, str(e)
+    except (OSError, subprocess.SubprocessError) as e:
+        return None, str(e)
 
 # %% ../nbs/21_scan.ipynb #e7270173
 class _Rows(ctypes.Structure):
@@ -519,14 +584,20 @@ class _Rows(ctypes.Structure):
 
 
 class _Scan(ctypes.Structure):
-    _fields_ = [*((k, _Rows) for k in ("u", "delta", "z", "B", "C")),
-                *((k, ctypes.c_void_p) for k in ("A", "D", "bias")),
-                *((k, ctypes.c_long) for k in ("n", "dim", "soft"))]
+    _fields_ = [
+        *((k, _Rows) for k in ("u", "delta", "z", "B", "C")),
+        *((k, ctypes.c_void_p) for k in ("A", "D", "bias")),
+        *((k, ctypes.c_long) for k in ("n", "dim", "soft")),
+    ]
 
 
 class _Conv(ctypes.Structure):
-    _fields_ = [("x", _Rows), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-                *((k, ctypes.c_long) for k in ("width", "dim", "silu"))]
+    _fields_ = [
+        ("x", _Rows),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((k, ctypes.c_long) for k in ("width", "dim", "silu")),
+    ]
 
 
 def _rows(x):
@@ -534,10 +605,12 @@ def _rows(x):
     return _dense_rows(x.transpose(1, 2).flatten(0, 1))
 
 
-def _dense_rows(x): return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+def _dense_rows(x):
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _point(x): return _Rows(None, 0) if x is None else _Rows(x.data_ptr(), x.stride(0))
+def _point(x):
+    return _Rows(None, 0) if x is None else _Rows(x.data_ptr(), x.stride(0))
 
 
 def _call(name, work, starts, *args):
@@ -548,11 +621,13 @@ def _call(name, work, starts, *args):
     args = [ctypes.c_void_p(x.data_ptr()) if torch.is_tensor(x) else x for x in (starts, *args)]
     run = lambda i, n: function(ctypes.c_long(i), ctypes.c_long(n), count, *args)
     threads = torch.get_num_threads() if work > 2**20 else 1
-    if threads == 1: failed = run(0, 1)
+    if threads == 1:
+        failed = run(0, 1)
     else:
         with ThreadPoolExecutor(threads) as pool:
             failed = any(list(pool.map(lambda i: run(i, threads), range(threads))))
-    if failed: raise MemoryError(f"{name}: no memory for the states of {count.value} sequences")
+    if failed:
+        raise MemoryError(f"{name}: no memory for the states of {count.value} sequences")
 
 
 class _Compiled(torch.autograd.Function):
@@ -594,7 +669,9 @@ class _Compiled(torch.autograd.Function):
 
 def _compiled_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
     batch, d, L = u.shape
-    lengths = torch.full((batch,), L) if lengths is None else lengths.long().clamp(0, L).contiguous()
+    lengths = (
+        torch.full((batch,), L) if lengths is None else lengths.long().clamp(0, L).contiguous()
+    )
     starts = torch.arange(batch + 1) * L
     D, bias = (u.new_zeros(d) if x is None else x.contiguous() for x in (D, delta_bias))
     rows = (None if x is None else _rows(x) for x in (u, delta, z, B, C))
@@ -605,8 +682,10 @@ def _compiled_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths)
 @functools.cache
 def _cuda_kernel(module: str, name: str) -> tuple[object, str]:
     "(function, '') or (None, why there is none). A package built for another torch can fail with any exception."
-    try: return getattr(__import__(module, fromlist=[name]), name), ""
-    except Exception as e: return None, f"{module}: {type(e).__name__}: {e}"
+    try:
+        return getattr(__import__(module, fromlist=[name]), name), ""
+    except Exception as e:
+        return None, f"{module}: {type(e).__name__}: {e}"
 
 
 def _mamba_kernel() -> tuple[object, str]:
@@ -618,12 +697,13 @@ def _mamba_kernel() -> tuple[object, str]:
 # %% ../nbs/21_scan.ipynb #8a3e5b90
 def _dense(x):
     "(batch, d, L) as any CUDA kernel can read it: positions side by side, 16 bytes a boundary."
-    x = x.reshape(-1).view(x.shape)             # the usual strides, also where a size is 1
+    x = x.reshape(-1).view(x.shape)  # the usual strides, also where a size is 1
     return x.clone() if x.storage_offset() * x.element_size() % 16 else x
 
 
 def _cuda_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
-    if lengths is not None: delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
+    if lengths is not None:
+        delta, u, B, C, z = _inert(lengths, delta_softplus, delta, u, B, C, z)
     dtype = u.dtype
     u, delta, B, C, z = (None if x is None else _dense(x.to(dtype)) for x in (u, delta, B, C, z))
     A, D, delta_bias = (None if x is None else x.float().contiguous() for x in (A, D, delta_bias))
@@ -635,18 +715,25 @@ PATHS = ("cuda", "compiled", "chunked", "reference")
 _told = set()
 
 
-def _computed_in(u) -> torch.dtype: return torch.float64 if u.dtype == torch.float64 else torch.float32
+def _computed_in(u) -> torch.dtype:
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
-def _place(x) -> str: return x.device.type       # the tests say "cuda" here, on a machine without one
+def _place(x) -> str:
+    return x.device.type  # the tests say "cuda" here, on a machine without one
 
 
 def _missing(path, u) -> str:
     "Why `path` cannot run on `u`; '' when it can."
     if path == "compiled":
-        return f"the tensors are on {u.device}, not on the CPU" if _place(u) != "cpu" else _library(_computed_in(u))[1]
+        return (
+            f"the tensors are on {u.device}, not on the CPU"
+            if _place(u) != "cpu"
+            else _library(_computed_in(u))[1]
+        )
     if path == "cuda":
-        if _place(u) != "cuda": return f"the tensors are on {u.device}, not on CUDA"
+        if _place(u) != "cuda":
+            return f"the tensors are on {u.device}, not on CUDA"
         return "the kernel has no float64" if u.dtype == torch.float64 else _mamba_kernel()[1]
     return ""
 
@@ -657,12 +744,18 @@ def scan_path(u: torch.Tensor, path: str | None = None) -> str:
     None chooses by what is there; a missing compiler or package is logged once per process, and `chunked` taken. A forced
     `path` that is not available raises `InputError` with the reason."""
     if path is not None:
-        if path not in PATHS: raise InputError(Problem(f"path={path!r}", "no such path", f"Use None or one of {PATHS}"))
-        if why := _missing(path, u): raise InputError(Problem(f"path={path!r}", why, "Use path=None or path='chunked'"))
+        if path not in PATHS:
+            raise InputError(
+                Problem(f"path={path!r}", "no such path", f"Use None or one of {PATHS}")
+            )
+        if why := _missing(path, u):
+            raise InputError(Problem(f"path={path!r}", why, "Use path=None or path='chunked'"))
         return path
     best = {"cuda": "cuda", "cpu": "compiled"}.get(_place(u), "chunked")
-    if best == "cuda" and u.dtype == torch.float64: best = "chunked"
-    if not (why := _missing(best, u)): return best
+    if best == "cuda" and u.dtype == torch.float64:
+        best = "chunked"
+    if not (why := _missing(best, u)):
+        return best
     if best not in _told:
         _told.add(best)
         log.warning("selective scan: path '%s' is not available (%s); taking 'chunked'", best, why)
@@ -672,31 +765,69 @@ def scan_path(u: torch.Tensor, path: str | None = None) -> str:
 def _path_for(u, A, path):
     "`scan_path`, but `chunked` for more state numbers a channel than the CUDA kernel has room for."
     chosen = scan_path(u, path)
-    if chosen != "cuda" or A.shape[1] <= 256: return chosen
-    if path is None: return "chunked"
+    if chosen != "cuda" or A.shape[1] <= 256:
+        return chosen
+    if path is None:
+        return "chunked"
     why = f"the kernel has room for 256 state numbers a channel, A gives {A.shape[1]}"
     raise InputError(Problem("path='cuda'", why, "Use path=None or path='chunked'"))
 
 
 def _check(u, A, lengths, **others):
     if u.dim() != 3 or A.dim() != 2 or not u.is_floating_point():
-        raise InputError(Problem("selective_scan", f"u {tuple(u.shape)} of {u.dtype}, A {tuple(A.shape)}",
-                                 "Give a floating-point u of (batch, d, L) and A of (d, n)"))
+        raise InputError(
+            Problem(
+                "selective_scan",
+                f"u {tuple(u.shape)} of {u.dtype}, A {tuple(A.shape)}",
+                "Give a floating-point u of (batch, d, L) and A of (d, n)",
+            )
+        )
     (batch, d, L), n = u.shape, A.shape[1]
-    sizes = dict(A=(d, n), delta=(batch, d, L), z=(batch, d, L), B=(batch, n, L), C=(batch, n, L), D=(d,), delta_bias=(d,),
-                 lengths=(batch,))
+    sizes = dict(
+        A=(d, n),
+        delta=(batch, d, L),
+        z=(batch, d, L),
+        B=(batch, n, L),
+        C=(batch, n, L),
+        D=(d,),
+        delta_bias=(d,),
+        lengths=(batch,),
+    )
     problems = []
     for name, x in dict(others, A=A, lengths=lengths).items():
-        if x is None: continue
-        if tuple(x.shape) != sizes[name] or x.device != u.device or x.is_floating_point() != (name != "lengths"):
-            problems.append(Problem(f"selective_scan, {name}", f"{tuple(x.shape)} of {x.dtype} on {x.device}",
-                                    f"With u {tuple(u.shape)} on {u.device} and n = {n} it must be {sizes[name]}, "
-                                    f"{'integers' if name == 'lengths' else 'floating point'}, on the same device"))
-    if problems: raise InputError(problems)
+        if x is None:
+            continue
+        if (
+            tuple(x.shape) != sizes[name]
+            or x.device != u.device
+            or x.is_floating_point() != (name != "lengths")
+        ):
+            problems.append(
+                Problem(
+                    f"selective_scan, {name}",
+                    f"{tuple(x.shape)} of {x.dtype} on {x.device}",
+                    f"With u {tuple(u.shape)} on {u.device} and n = {n} it must be {sizes[name]}, "
+                    f"{'integers' if name == 'lengths' else 'floating point'}, on the same device",
+                )
+            )
+    if problems:
+        raise InputError(problems)
 
 
-@torch.compiler.disable   # a compiled model calls it as it is: torch.compile cannot look into the library
-def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, lengths=None, path=None):
+@torch.compiler.disable  # a compiled model calls it as it is: torch.compile cannot look into the library
+def selective_scan(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D=None,
+    z=None,
+    delta_bias=None,
+    delta_softplus=False,
+    lengths=None,
+    path=None,
+):
     """Mamba's selective scan (arXiv 2312.00752, algorithm 2): h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, y_t = C_t h_t.
 
     u, delta, z: (batch, d, L). A: (d, n). B, C: (batch, n, L). D, delta_bias: (d,). Returns y: (batch, d, L) of u's type.
@@ -707,8 +838,11 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     path = _path_for(u, A, path)
     with torch.autocast(u.device.type, enabled=False):
         inputs = (delta, A, B, C, D, z, delta_bias)
-        if path == "cuda": return _cuda_scan(u, *inputs, delta_softplus, lengths)
-        scan = {"compiled": _compiled_scan, "chunked": _chunked_scan, "reference": _reference_scan}[path]
+        if path == "cuda":
+            return _cuda_scan(u, *inputs, delta_softplus, lengths)
+        scan = {"compiled": _compiled_scan, "chunked": _chunked_scan, "reference": _reference_scan}[
+            path
+        ]
         real = [None if x is None else x.to(_computed_in(u)) for x in (u, *inputs)]
         return scan(*real, delta_softplus, lengths).to(u.dtype)
 
@@ -717,7 +851,7 @@ def _plain_conv(x, weight, bias, activation):
     "In plain torch: for reading, for testing, and where there is nothing better."
     weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
-    y = y[..., :x.shape[2]]
+    y = y[..., : x.shape[2]]
     return F.silu(y) if activation else y
 
 # %% ../nbs/21_scan.ipynb #566277cb
@@ -752,7 +886,8 @@ class _CompiledConv(torch.autograd.Function):
 
 @torch.compiler.disable
 def _compiled_conv_rows(x, starts, weight, bias, activation):
-    if bias is None: bias = x.new_zeros(len(weight))
+    if bias is None:
+        bias = x.new_zeros(len(weight))
     with torch.autocast(x.device.type, enabled=False):
         real = (t.to(_computed_in(x)) for t in (x, weight.t(), bias))
         rows, *parameters = (_dense_rows(t) if t.dim() == 2 else t.contiguous() for t in real)
@@ -782,8 +917,11 @@ def causal_conv1d(x, weight, bias=None, activation=None):
     CPU the compiled library where there is one (float16 and bfloat16 in float32), else torch.
     Raises `InputError` for another activation."""
     if activation not in (None, "silu"):
-        raise InputError(Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'"))
-    if scan_path(x) == "compiled": return _compiled_conv(x, weight, bias, activation)
+        raise InputError(
+            Problem(f"activation={activation!r}", "no such activation", "Use None or 'silu'")
+        )
+    if scan_path(x) == "compiled":
+        return _compiled_conv(x, weight, bias, activation)
     if _place(x) == "cuda" and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
         kernel, why = _cuda_kernel("causal_conv1d", "causal_conv1d_fn")
         if kernel:
@@ -791,7 +929,9 @@ def causal_conv1d(x, weight, bias=None, activation=None):
             return kernel(_conv_layout(x), weight, bias, activation=activation)
         if "conv" not in _told:
             _told.add("conv")
-            log.warning("causal_conv1d: the package is not available (%s); taking torch's convolution", why)
+            log.warning(
+                "causal_conv1d: the package is not available (%s); taking torch's convolution", why
+            )
     return _plain_conv(x, weight, bias, activation)
 
 # %% ../nbs/21_scan.ipynb #0f3bf96a
@@ -807,7 +947,8 @@ def gather_rows(x, lengths):
     return x[torch.arange(x.shape[1], device=x.device) < lengths[:, None]]
 
 
-def _starts(lengths): return F.pad(lengths.cumsum(0), (1, 0))
+def _starts(lengths):
+    return F.pad(lengths.cumsum(0), (1, 0))
 
 
 def conv_rows(x, weight, bias, lengths):
@@ -837,6 +978,6 @@ def _compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
         real = [x.to(_computed_in(u)) for x in (u, delta, B, C, A.t(), D, delta_bias)]
         u_, delta, B, C = (_dense_rows(x) for x in real[:4])
         parameters = (x.contiguous() for x in real[4:])
-        lengths = lengths.long().contiguous()           # the library reads them as such
+        lengths = lengths.long().contiguous()  # the library reads them as such
         y = _Compiled.apply(True, _starts(lengths), lengths, u_, delta, None, B, C, *parameters)
         return y.to(u.dtype)

@@ -24,7 +24,14 @@ from .core import RECORD_SCHEMA, InputError, Problem, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from .encoders import build_tokenizer
 from .model import CMIMTL, tiny_config
-from .train import SENSITIVITY, VARIANTS, Settings, _check_options, make_settings, variant_options
+from cmi_mtl.train import (
+    SENSITIVITY,
+    VARIANTS,
+    Settings,
+    _check_options,
+    make_settings,
+    variant_options,
+)
 from .tables import configuration, differences, without_names
 
 # %% ../nbs/44_study.ipynb #f3cdb7c0
@@ -33,6 +40,7 @@ class Block:
     """Part of a study: `variants` with seeds 0, 1, … on the data sets asked for, or on those
     of them in `datasets`. `settings` are put over each run's recipe. The notebook in
     nbs/experiments that has the experiment's name makes its table."""
+
     experiment: str
     variants: tuple[str, ...]
     seeds: int = 1
@@ -46,32 +54,45 @@ FUSED = tuple(v for v in VARIANTS if v.startswith("fusion_") and not v.startswit
 
 # %% ../nbs/44_study.ipynb #6af9854d
 EXPERIMENTS = {
-    "comparison": (Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
-                   Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"), seeds=3)),
+    "comparison": (
+        Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
+        Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"), seeds=3),
+    ),
     "ablation": (Block("ablation", EIGHT, seeds=3, phantom_seeds=3),),
-    "audit": (Block("audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3,
-                    datasets=("vqa_rad", "phantom")),),
+    "audit": (
+        Block(
+            "audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3, datasets=("vqa_rad", "phantom")
+        ),
+    ),
     "fusion": (Block("fusion", ("cmi_mtl", "no_cifr", *FUSED), datasets=("vqa_rad", "phantom")),),
     "sensitivity": (Block("sensitivity", ("cmi_mtl", *SENSITIVITY), datasets=("vqa_rad",)),),
     "selection": (Block("selection", ()),),
     "interpretability": (Block("interpretability", ("cmi_mtl",)),),
 }
 TINY = dict(data_options={"n_images": 24}, epochs=1, batch_size=8)
-SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",),
-               settings=TINY),
-         Block("ablation", EIGHT, datasets=("phantom",), settings=TINY),
-         Block("sensitivity", ("alpha=0.4",), datasets=("phantom",), settings=TINY))
-STUDIES = {**EXPERIMENTS, "smoke": SMOKE,
-           "full": tuple(block for blocks in EXPERIMENTS.values() for block in blocks)}
+SMOKE = (
+    Block(
+        "comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",), settings=TINY
+    ),
+    Block("ablation", EIGHT, datasets=("phantom",), settings=TINY),
+    Block("sensitivity", ("alpha=0.4",), datasets=("phantom",), settings=TINY),
+)
+STUDIES = {
+    **EXPERIMENTS,
+    "smoke": SMOKE,
+    "full": tuple(block for blocks in EXPERIMENTS.values() for block in blocks),
+}
 
 # %% ../nbs/44_study.ipynb #c3177da9
 def load_study(study: str) -> tuple[Block, ...]:
     """The blocks of a study: a name of `STUDIES`, or a JSON file that lists blocks.
 
     Raises `InputError` for an unknown name, and for every wrong key or type in a file."""
-    if study in STUDIES: return STUDIES[study]
+    if study in STUDIES:
+        return STUDIES[study]
     way_out = f"Use one of {', '.join(STUDIES)}, or a JSON file that lists blocks"
-    try: rows = json.loads(Path(study).read_text(encoding="utf-8"))
+    try:
+        rows = json.loads(Path(study).read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(Problem(f"study={study!r}", "unknown study", way_out)) from e
     except ValueError as e:
@@ -79,38 +100,57 @@ def load_study(study: str) -> tuple[Block, ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(Problem(study, "is no list of blocks", way_out))
     problems = [p for i, row in enumerate(rows) for p in _faults(f"{study}, block {i + 1}", row)]
-    if problems: raise InputError(problems)
+    if problems:
+        raise InputError(problems)
     return tuple(Block(**row) for row in rows)
 
 
 def _faults(where: str, row: dict) -> list[Problem]:
     "What is wrong with a block as a file has it."
-    def names(x): return isinstance(x, list) and len(x) > 0 and all(isinstance(n, str) for n in x)
-    def count(x): return type(x) is int and x > 0
-    rules = {"experiment": (lambda x: isinstance(x, str), "a name"),
-             "variants": (names, "a list of names"),
-             "seeds": (count, "a whole number of at least 1"),
-             "phantom_seeds": (count, "a whole number of at least 1"),
-             "datasets": (lambda x: x is None or names(x), "a list of names"),
-             "settings": (lambda x: isinstance(x, dict), "names with values")}
-    problems = [Problem(f"{where}, {k!r}", "unknown", f"Known are {', '.join(rules)}")
-                for k in row if k not in rules]
-    problems += [Problem(where, f"{k!r} is missing", f"It must be {rules[k][1]}")
-                 for k in ("experiment", "variants") if k not in row]
-    return problems + [Problem(f"{where}, {k}={row[k]!r}", "out of range", f"It must be {rule}")
-                       for k, (fits, rule) in rules.items() if k in row and not fits(row[k])]
+
+    def names(x):
+        return isinstance(x, list) and len(x) > 0 and all(isinstance(n, str) for n in x)
+
+    def count(x):
+        return type(x) is int and x > 0
+
+    rules = {
+        "experiment": (lambda x: isinstance(x, str), "a name"),
+        "variants": (names, "a list of names"),
+        "seeds": (count, "a whole number of at least 1"),
+        "phantom_seeds": (count, "a whole number of at least 1"),
+        "datasets": (lambda x: x is None or names(x), "a list of names"),
+        "settings": (lambda x: isinstance(x, dict), "names with values"),
+    }
+    problems = [
+        Problem(f"{where}, {k!r}", "unknown", f"Known are {', '.join(rules)}")
+        for k in row
+        if k not in rules
+    ]
+    problems += [
+        Problem(where, f"{k!r} is missing", f"It must be {rules[k][1]}")
+        for k in ("experiment", "variants")
+        if k not in row
+    ]
+    return problems + [
+        Problem(f"{where}, {k}={row[k]!r}", "out of range", f"It must be {rule}")
+        for k, (fits, rule) in rules.items()
+        if k in row and not fits(row[k])
+    ]
 
 # %% ../nbs/44_study.ipynb #ac56feb0
 @dataclass(frozen=True)
 class PlannedRun:
     "A train run of a study; `given`: settings put over those of the recipe."
+
     dataset: str
     variant: str
     seed: int
     given: dict = field(default_factory=dict)
 
     @property
-    def name(self) -> str: return f"{self.dataset}/{self.variant}/seed{self.seed}"
+    def name(self) -> str:
+        return f"{self.dataset}/{self.variant}/seed{self.seed}"
 
     def settings(self) -> Settings:
         "Resolved. Raises `InputError` as `make_settings` does."
@@ -126,7 +166,8 @@ def planned(datasets: list[str], study: str = "full") -> list[PlannedRun]:
         for seed in range(max(b.seeds, b.phantom_seeds)):
             for dataset in datasets:
                 seeds = b.phantom_seeds if dataset == "phantom" else b.seeds
-                if seed >= seeds or (b.datasets is not None and dataset not in b.datasets): continue
+                if seed >= seeds or (b.datasets is not None and dataset not in b.datasets):
+                    continue
                 runs += [PlannedRun(dataset, v, seed, b.settings) for v in b.variants]
     return [run for i, run in enumerate(runs) if run not in runs[:i]]
 
@@ -136,48 +177,76 @@ def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     every wrong data set, variant, parameter and combination."""
     runs = planned(datasets, study)
     known = f"Use one of {', '.join(sorted(LOADERS))}"
-    problems = [Problem(f"dataset={d!r}", "unknown data set", known)
-                for d in datasets if d not in LOADERS]
-    covered = [b.datasets for b in load_study(study)]       # a block of tables alone has no runs
-    problems += [Problem(f"dataset={d!r}", f"study {study!r} has no block for it",
-                         "Leave it out, or name another study")
-                 for d in datasets if d in LOADERS and not any(c is None or d in c for c in covered)]
-    for run in runs: problems += _run_problems(run)
+    problems = [
+        Problem(f"dataset={d!r}", "unknown data set", known) for d in datasets if d not in LOADERS
+    ]
+    covered = [b.datasets for b in load_study(study)]  # a block of tables alone has no runs
+    problems += [
+        Problem(
+            f"dataset={d!r}",
+            f"study {study!r} has no block for it",
+            "Leave it out, or name another study",
+        )
+        for d in datasets
+        if d in LOADERS and not any(c is None or d in c for c in covered)
+    ]
+    for run in runs:
+        problems += _run_problems(run)
     by_name = {}
-    for run in runs: by_name.setdefault(run.name, []).append(run)
-    problems += [Problem(name, f"two blocks give it {same[0].given} and {same[1].given}",
-                         "A run has one folder: give both the same, or add a row to VARIANTS")
-                 for name, same in by_name.items() if len(same) > 1]
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    problems += [
+        Problem(
+            name,
+            f"two blocks give it {same[0].given} and {same[1].given}",
+            "A run has one folder: give both the same, or add a row to VARIANTS",
+        )
+        for name, same in by_name.items()
+        if len(same) > 1
+    ]
     if not datasets:
         problems.append(Problem("DATASETS", "names no data set", 'make paper DATASETS="slake"'))
     # once, though all runs of a block have it
     once = {(p.where, p.what): p for p in problems}
-    if once: raise InputError(list(once.values()))
+    if once:
+        raise InputError(list(once.values()))
     return runs
 
 # %% ../nbs/44_study.ipynb #16dc9fdb
 def _run_problems(run: PlannedRun) -> list[Problem]:
     "What is wrong with the settings of one run."
-    fixed = [Problem(f"setting {k!r}", "is the study's to give",
-                     f"Use the block's {k}s, DATASETS for data sets")
-             for k in ("dataset", "variant", "seed") if k in run.given]
-    if fixed: return fixed
+    fixed = [
+        Problem(
+            f"setting {k!r}",
+            "is the study's to give",
+            f"Use the block's {k}s, DATASETS for data sets",
+        )
+        for k in ("dataset", "variant", "seed")
+        if k in run.given
+    ]
+    if fixed:
+        return fixed
     try:
         s = run.settings()
         _check_options(s.model_options)
-        if s.model_options: _small_model({**variant_options(run.variant), **s.model_options})
-    except InputError as e: return e.problems
+        if s.model_options:
+            _small_model({**variant_options(run.variant), **s.model_options})
+    except InputError as e:
+        return e.problems
     return []
 
 
 def _small_model(options: dict):
     "Builds a tiny model with these options. Raises `InputError` where they do not fit each other."
-    try: CMIMTL(tiny_config(["yes", "no"], build_tokenizer(["is it there"]), **options))
+    try:
+        CMIMTL(tiny_config(["yes", "no"], build_tokenizer(["is it there"]), **options))
     except (TypeError, ValueError, RuntimeError) as e:
-        if isinstance(e, InputError): raise
+        if isinstance(e, InputError):
+            raise
         what = f"no model can be built of them ({e})"
-        raise InputError(Problem(f"model_options={options}", what,
-                                 "Correct the option that it names")) from e
+        raise InputError(
+            Problem(f"model_options={options}", what, "Correct the option that it names")
+        ) from e
 
 # %% ../nbs/44_study.ipynb #f47ca535
 def _as_record(run: PlannedRun) -> dict:
@@ -194,12 +263,17 @@ def fingerprint(run: PlannedRun) -> str:
 def unlike(run: PlannedRun, record: dict, public: bool = False) -> list[str]:
     """Names of all in which a record is not that of the planned run; empty where it is its record.
     `public`: the record is a published one, without names."""
-    if record.get("schema") != RECORD_SCHEMA: return ["schema"]
+    if record.get("schema") != RECORD_SCHEMA:
+        return ["schema"]
     here = _as_record(run)
-    if public: here = without_names(here, [])[0]
+    if public:
+        here = without_names(here, [])[0]
     odd = differences(here, record, "settings.")
-    if record["settings"]["seed"] != run.seed: odd.append("settings.seed")
-    changes = json.loads(json.dumps({**variant_options(run.variant), **run.settings().model_options}))
+    if record["settings"]["seed"] != run.seed:
+        odd.append("settings.seed")
+    changes = json.loads(
+        json.dumps({**variant_options(run.variant), **run.settings().model_options})
+    )
     there = record["model"]
     differ = [k for k, x in changes.items() if k in there and not _holds(there[k], x)]
     return odd + [f"model.{k}" for k in differ]
@@ -207,7 +281,8 @@ def unlike(run: PlannedRun, record: dict, public: bool = False) -> list[str]:
 
 def _holds(there, wanted) -> bool:
     "Whether a value is the wanted one; a record's options hold defaults, too."
-    if not isinstance(wanted, dict): return there == wanted
+    if not isinstance(wanted, dict):
+        return there == wanted
     return isinstance(there, dict) and all(there.get(k) == x for k, x in wanted.items())
 
 # %% ../nbs/44_study.ipynb #b751d4bc
@@ -222,15 +297,21 @@ def top_of(study: str) -> Path:
 def place(run: PlannedRun, top: Path) -> dict:
     "What the plan says of a run. Paths lie below the Makefile's folder, stamps below runs/study/."
     mark, record = fingerprint(run), "train-" + run.name.replace("/", "-") + ".json"
-    return {"name": run.name, "fingerprint": mark, "folder": str(top / "runs/train" / run.name),
-            "record": str(top / "figures/records" / record),
-            **{stamp: f"{stamp}/{run.name}-{mark[:12]}" for stamp in ("trained", "published")}}
+    return {
+        "name": run.name,
+        "fingerprint": mark,
+        "folder": str(top / "runs/train" / run.name),
+        "record": str(top / "figures/records" / record),
+        **{stamp: f"{stamp}/{run.name}-{mark[:12]}" for stamp in ("trained", "published")},
+    }
 
 
 def record_at(path: str | Path) -> dict | None:
     "The record in this file, None where there is none that is whole."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 # %% ../nbs/44_study.ipynb #f6531140
 def sync(run: PlannedRun, work: Path, row: dict) -> list[str]:
@@ -243,15 +324,18 @@ def sync(run: PlannedRun, work: Path, row: dict) -> list[str]:
     trained = published or whole and not unlike(run, local)
     for stamp, there in (("published", published), ("trained", trained)):
         (work / row[stamp]).parent.mkdir(parents=True, exist_ok=True)
-        if there: (work / row[stamp]).touch()
-    if not trained: drop_other_checkpoints(Path(row["folder"]), row["fingerprint"])
+        if there:
+            (work / row[stamp]).touch()
+    if not trained:
+        drop_other_checkpoints(Path(row["folder"]), row["fingerprint"])
     return unlike(run, public, public=True) if public and not trained else []
 
 
 def drop_other_checkpoints(folder: Path, mark: str):
     "Throw away what the study's own unfinished run of other settings has left in this folder."
     whose = folder / "fingerprint.txt"
-    if not whose.exists() or whose.read_text(encoding="utf-8").strip() == mark: return
+    if not whose.exists() or whose.read_text(encoding="utf-8").strip() == mark:
+        return
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     whose.unlink()
 
@@ -260,15 +344,23 @@ def notebook_command(name: str, folder: str, given: dict) -> str:
     "The shell's command that runs a notebook of nbs/experiments with these parameters."
     notebook = str(EXPERIMENT_NOTEBOOKS / f"{name}.ipynb")
     argv = [sys.executable, "-m", "cmi_mtl.run", notebook, "--out", folder]
-    for k, x in given.items(): argv += ["-p", k, json.dumps(x)]
+    for k, x in given.items():
+        argv += ["-p", k, json.dumps(x)]
     return shlex.join(argv)
 
 
 def train_command(run: PlannedRun, folder: str) -> str:
     "That of a run."
     options = {k: x for k, x in run.given.items() if k != "preset"}
-    given = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed, "data_options": {},
-             "epochs": None, "preset": run.given.get("preset"), "train_options": options}
+    given = {
+        "dataset": run.dataset,
+        "variant": run.variant,
+        "seed": run.seed,
+        "data_options": {},
+        "epochs": None,
+        "preset": run.given.get("preset"),
+        "train_options": options,
+    }
     return notebook_command("train", folder, given)
 
 
@@ -281,27 +373,38 @@ def publish_command(top: Path, folder: str) -> str:
 def table_row(b: Block, dataset: str, top: Path) -> dict:
     "What the plan says of a table. `skip`: a path that must be there and is not, else None."
     import papermill
+
     notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
     out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
     records = sorted((figures / "records").glob(f"*-{dataset}-*.json"))
     model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
-    given = {"dataset": dataset, "records": os.path.abspath(figures / "records"),
-             "checkpoint": str(model)}
+    given = {
+        "dataset": dataset,
+        "records": os.path.abspath(figures / "records"),
+        "checkpoint": str(model),
+    }
     known = papermill.inspect_notebook(str(notebook))
     own = {k: x for k, x in given.items() if k in known}
     files = f"{b.experiment}_{dataset}.*"
     copy = ["find", str(out), "-name", files, "-exec", "cp", "{}", str(figures), ";"]
-    return {"name": f"table {b.experiment} {dataset}", "folder": str(out),
-            "made": f"tables/{b.experiment}-{dataset}",
-            "skip": str(model) if "checkpoint" in known and not model.is_dir() else None,
-            "inputs": [os.path.abspath(p) for p in (notebook, *records)],
-            "command": f"{notebook_command(b.experiment, str(out), own)} && {shlex.join(copy)}"}
+    return {
+        "name": f"table {b.experiment} {dataset}",
+        "folder": str(out),
+        "made": f"tables/{b.experiment}-{dataset}",
+        "skip": str(model) if "checkpoint" in known and not model.is_dir() else None,
+        "inputs": [os.path.abspath(p) for p in (notebook, *records)],
+        "command": f"{notebook_command(b.experiment, str(out), own)} && {shlex.join(copy)}",
+    }
 
 
 def planned_tables(datasets: list[str], study: str, top: Path) -> list[dict]:
     "A row for each experiment of a study that has a notebook, and data set."
-    pairs = {(b.experiment, d): b for b in load_study(study) for d in datasets
-             if b.datasets is None or d in b.datasets}
+    pairs = {
+        (b.experiment, d): b
+        for b in load_study(study)
+        for d in datasets
+        if b.datasets is None or d in b.datasets
+    }
     there = {e: (EXPERIMENT_NOTEBOOKS / f"{e}.ipynb").is_file() for e, _ in pairs}
     return [table_row(b, d, top) for (e, d), b in pairs.items() if there[e]]
 
@@ -312,13 +415,22 @@ def baselines_row(dataset: str, given: dict, top: Path) -> dict:
     They are finished where all six have a published record."""
     folder, name = str(top / "runs/baselines" / dataset), f"{dataset}/baselines"
     records = [top / f"figures/records/baselines-{dataset}-{b}.json" for b in BASELINES]
-    own = {"dataset": dataset, "data_options": given.get("data_options", {}),
-           "data_root": given.get("data_root")}
+    own = {
+        "dataset": dataset,
+        "data_options": given.get("data_options", {}),
+        "data_root": given.get("data_root"),
+    }
     publish = shlex.join([sys.executable, "-m", "cmi_mtl.tables", os.path.relpath(folder, top)])
-    return {"name": name, "folder": folder, "fingerprint": sha256_json([own, list(BASELINES)]),
-            "records": [str(p) for p in records], "trained": f"trained/{name}",
-            "published": f"published/{name}", "train": notebook_command("baselines", folder, own),
-            "publish": f"cd {shlex.quote(str(top))} && {publish}/*/"}
+    return {
+        "name": name,
+        "folder": folder,
+        "fingerprint": sha256_json([own, list(BASELINES)]),
+        "records": [str(p) for p in records],
+        "trained": f"trained/{name}",
+        "published": f"published/{name}",
+        "train": notebook_command("baselines", folder, own),
+        "publish": f"cd {shlex.quote(str(top))} && {publish}/*/",
+    }
 
 
 def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> dict:
@@ -326,16 +438,32 @@ def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> di
     top, rows = top_of(study), []
     for run in runs:
         row = place(run, top)
-        rows.append({**row, "train": train_command(run, row["folder"]),
-                     "publish": publish_command(top, row["folder"])})
-    compared = {d: b.settings for b in load_study(study) if b.experiment == "comparison"
-                for d in sorted({run.dataset for run in runs}) if b.datasets is None or d in b.datasets}
+        rows.append(
+            {
+                **row,
+                "train": train_command(run, row["folder"]),
+                "publish": publish_command(top, row["folder"]),
+            }
+        )
+    compared = {
+        d: b.settings
+        for b in load_study(study)
+        if b.experiment == "comparison"
+        for d in sorted({run.dataset for run in runs})
+        if b.datasets is None or d in b.datasets
+    }
     rows += [baselines_row(dataset, given, top) for dataset, given in compared.items()]
-    return {"study": study, "root": os.getcwd(), "work": str(top / "runs/study"), "runs": rows,
-            "tables": tables}
+    return {
+        "study": study,
+        "root": os.getcwd(),
+        "work": str(top / "runs/study"),
+        "runs": rows,
+        "tables": tables,
+    }
 
 # %% ../nbs/44_study.ipynb #bb5bbdd3
-def say(text: str): print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+def say(text: str):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
 @contextlib.contextmanager
@@ -343,20 +471,39 @@ def only_one(work: Path):
     "Gives the file locked within the block. Raises `InputError` where another process holds it."
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "a", encoding="utf-8") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise InputError(Problem(str(work), "a study is at work there",
-                                     "Wait until it ends, or stop it first")) from e
+            raise InputError(
+                Problem(
+                    str(work), "a study is at work there", "Wait until it ends, or stop it first"
+                )
+            ) from e
         yield f
 
 
 def snakemake_command(plan: dict, target: str, jobs: int | None, more: list[str]) -> list[str]:
     "The command line that makes `target`, runs or tables; `more` goes to Snakemake as it is."
     snakefile = EXPERIMENT_NOTEBOOKS / "Snakefile"
-    return [sys.executable, "-m", "snakemake", target, "--snakefile", str(snakefile),
-            "--directory", plan["work"], "--nolock", "--keep-going", "--rerun-incomplete",
-            "--rerun-triggers", "mtime", "--scheduler", "greedy",
-            *([] if jobs is None else ["--jobs", str(jobs)]), *more]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        target,
+        "--snakefile",
+        str(snakefile),
+        "--directory",
+        plan["work"],
+        "--nolock",
+        "--keep-going",
+        "--rerun-incomplete",
+        "--rerun-triggers",
+        "mtime",
+        "--scheduler",
+        "greedy",
+        *([] if jobs is None else ["--jobs", str(jobs)]),
+        *more,
+    ]
 
 # %% ../nbs/44_study.ipynb #372097e0
 def snakemake(command: list[str], log: Path, lock) -> int:
@@ -366,14 +513,16 @@ def snakemake(command: list[str], log: Path, lock) -> int:
     def stop(number, _):
         heard.append(number)
         for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error): process.terminate()
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with open(log, "a", encoding="utf-8") as f:
             code = subprocess.Popen(command, stderr=f, pass_fds=[lock.fileno()]).wait()
     finally:
-        for n, handler in before.items(): signal.signal(n, handler)
+        for n, handler in before.items():
+            signal.signal(n, handler)
     return 128 + heard[0] if heard else code
 
 # %% ../nbs/44_study.ipynb #bb81703f
@@ -383,31 +532,42 @@ def load_all(runs: list[PlannedRun]):
     once = {sha256_json([s.dataset, str(s.data_root), s.data_options]): s for s in settings}
     problems = []
     for s in once.values():
-        try: load_dataset(s.dataset, s.data_root, **s.data_options)
-        except InputError as e: problems += e.problems
-    if problems: raise InputError(problems)
+        try:
+            load_dataset(s.dataset, s.data_root, **s.data_options)
+        except InputError as e:
+            problems += e.problems
+    if problems:
+        raise InputError(problems)
 
 
 def prepare(runs: list[PlannedRun], plan: dict):
     "Put stamps in order, say what is left, and look whether its data are there and right."
     work = Path(plan["work"])
-    for stamp in ("trained", "published"): shutil.rmtree(work / stamp, ignore_errors=True)
+    for stamp in ("trained", "published"):
+        shutil.rmtree(work / stamp, ignore_errors=True)
     odd = {row["name"]: sync(run, work, row) for run, row in zip(runs, plan["runs"])}
-    for row in plan["runs"][len(runs):]:
+    for row in plan["runs"][len(runs) :]:
         (work / row["trained"]).parent.mkdir(parents=True, exist_ok=True)
         (work / row["published"]).parent.mkdir(parents=True, exist_ok=True)
         if all(Path(p).is_file() for p in row["records"]):
-            for stamp in ("trained", "published"): (work / row[stamp]).touch()
+            for stamp in ("trained", "published"):
+                (work / row[stamp]).touch()
     for name, why in odd.items():
-        if why: say(f"again   {name}: its published record differs in {', '.join(why)}")
+        if why:
+            say(f"again   {name}: its published record differs in {', '.join(why)}")
     left = [run for run, row in zip(runs, plan["runs"]) if not (work / row["trained"]).exists()]
     finished = len(runs) - len(left)
     say(f"study {plan['study']}: {len(runs)} runs, {finished} of them finished, {len(left)} left")
     load_all(left)
 
 # %% ../nbs/44_study.ipynb #93daaeb3
-def start(datasets: list[str], study: str = "full", jobs: int | None = None,
-          more: list[str] = (), only_tables: bool = False) -> int:
+def start(
+    datasets: list[str],
+    study: str = "full",
+    jobs: int | None = None,
+    more: list[str] = (),
+    only_tables: bool = False,
+) -> int:
     """Make what is left of a study. Returns 0, 1 where something failed, 130 or 143 when stopped.
 
     `jobs`: so many runs at once; `only_tables`: make all tables anew, of the records there are, and
@@ -421,10 +581,12 @@ def start(datasets: list[str], study: str = "full", jobs: int | None = None,
         if only_tables:
             shutil.rmtree(work / "tables", ignore_errors=True)
             plan["runs"] = []
-        else: prepare(runs, plan)
+        else:
+            prepare(runs, plan)
         (top / "figures/records").mkdir(parents=True, exist_ok=True)
         for target in ("tables",) if only_tables else ("runs", "tables"):
-            if target == "tables": plan["tables"] = _possible(planned_tables(datasets, study, top))
+            if target == "tables":
+                plan["tables"] = _possible(planned_tables(datasets, study, top))
             write_json(work / "plan.json", plan)
             command = snakemake_command(plan, target, jobs, more)
             code = snakemake(command, work / "snakemake.log", lock)
@@ -437,7 +599,8 @@ def start(datasets: list[str], study: str = "full", jobs: int | None = None,
 def _possible(tables: list[dict]) -> list[dict]:
     "Without those that explain a model which is not on this machine; that is said."
     for t in tables:
-        if t["skip"]: say(f"left out: {t['name']}, there is no {t['skip']}")
+        if t["skip"]:
+            say(f"left out: {t['name']}, there is no {t['skip']}")
     return [t for t in tables if not t["skip"]]
 
 
@@ -446,16 +609,22 @@ def failures(plan: dict) -> dict[str, Path]:
     work = Path(plan["work"])
     rows = [(row, row["published"]) for row in plan["runs"]]
     rows += [(row, row["made"]) for row in plan["tables"]]
-    logs = {row["name"]: Path(row["folder"], "log.txt")
-            for row, stamp in rows if not (work / stamp).exists()}
+    logs = {
+        row["name"]: Path(row["folder"], "log.txt")
+        for row, stamp in rows
+        if not (work / stamp).exists()
+    }
     return {title: log if log.exists() else work / "snakemake.log" for title, log in logs.items()}
 
 
 def _report(plan: dict) -> int:
     failed = failures(plan)
-    if not failed: say("the study is finished" if plan["runs"] else "the tables are made")
-    else: say(f"{len(failed)} failed; the same command tries them again:")
-    for title, log in failed.items(): print(f"  {title}: {log}", flush=True)
+    if not failed:
+        say("the study is finished" if plan["runs"] else "the tables are made")
+    else:
+        say(f"{len(failed)} failed; the same command tries them again:")
+    for title, log in failed.items():
+        print(f"  {title}: {log}", flush=True)
     return 1 if failed else 0
 
 # %% ../nbs/44_study.ipynb #33c193c3
@@ -469,10 +638,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-j", "--jobs", type=int, help="so many at once; usually one a core")
     args, more = parser.parse_known_args(argv)
     cores = args.jobs or (None if "--profile" in more else os.cpu_count())
-    try: return start(args.datasets, args.study, cores, more, args.tables)
+    try:
+        return start(args.datasets, args.study, cores, more, args.tables)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
 
 # %% ../nbs/44_study.ipynb #4d08b54d
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

@@ -16,13 +16,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .core import (RECORD_SCHEMA, InputError, Problem, atomic_path, check_schema, read_jsonl,
-                          sha256_json, write_text)
+from cmi_mtl.core import (
+    RECORD_SCHEMA,
+    InputError,
+    Problem,
+    atomic_path,
+    check_schema,
+    read_jsonl,
+    sha256_json,
+    write_text,
+)
 from .metrics import GROUPS, cluster_bootstrap
 from .samples import normalise_answer
 
 # %% ../nbs/42_tables.ipynb #dd96c120
-OPEN_DATA = ("phantom", "vqa_rad", "vqa_rad_hub", "slake", "ovqa")      # anyone may read their names
+OPEN_DATA = ("phantom", "vqa_rad", "vqa_rad_hub", "slake", "ovqa")  # anyone may read their names
 
 
 def digest(name) -> str:
@@ -41,46 +49,82 @@ def group_numbers(record: dict, rows: list[dict]) -> dict[str, dict]:
     numbers = {}
     for group in GROUPS:
         tested = sorted({r[group] for r in rows if r.get(group) is not None})
-        named = {k.partition(": ")[2] for table in _score_tables(record).values() for k in table if k.startswith(f"{group}: ")}
+        named = {
+            k.partition(": ")[2]
+            for table in _score_tables(record).values()
+            for k in table
+            if k.startswith(f"{group}: ")
+        }
         numbers[group] = {name: i for i, name in enumerate([*tested, *sorted(named - set(tested))])}
     return numbers
 
 
 def _numbered(table: dict, numbers: dict) -> dict:
     "A table of scores whose groups are called by numbers."
+
     def called(name):
         group, _, value = name.partition(": ")
         return f"{group}: {numbers[group][value]}" if value else name
+
     return {called(name): scores for name, scores in table.items()}
 
 
 def without_names(record: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
     "A run's record and prediction rows, names of persons, files and groups of questions taken out or made digests and numbers."
-    rows = [{**r, "image": r["image_digest"][:16], "linked": digest(r["linked_id"]) if r.get("linked_id") else None} for r in rows]
-    settings = {**record["settings"], "data_root": "given by the user" if record["settings"]["data_root"] else None}
-    if settings["dataset"] in OPEN_DATA: return {**record, "settings": settings}, rows
-    settings["data_options"] = digest(sha256_json(settings["data_options"])) if settings["data_options"] else {}
+    rows = [
+        {
+            **r,
+            "image": r["image_digest"][:16],
+            "linked": digest(r["linked_id"]) if r.get("linked_id") else None,
+        }
+        for r in rows
+    ]
+    settings = {
+        **record["settings"],
+        "data_root": "given by the user" if record["settings"]["data_root"] else None,
+    }
+    if settings["dataset"] in OPEN_DATA:
+        return {**record, "settings": settings}, rows
+    settings["data_options"] = (
+        digest(sha256_json(settings["data_options"])) if settings["data_options"] else {}
+    )
     numbers = group_numbers(record, rows)
-    rows = [{**r, "qid": digest(r["qid"]), **{g: numbers[g].get(r.get(g)) for g in GROUPS}} for r in rows]
+    rows = [
+        {**r, "qid": digest(r["qid"]), **{g: numbers[g].get(r.get(g)) for g in GROUPS}}
+        for r in rows
+    ]
     record = {**record, "settings": settings}
     for k in ("validation", "test", "test_generated", "beyond_the_view"):
-        if record.get(k): record[k] = _numbered(record[k], numbers)
-    if "baselines" in record: record["baselines"] = {k: _numbered(t, numbers) for k, t in record["baselines"].items()}
+        if record.get(k):
+            record[k] = _numbered(record[k], numbers)
+    if "baselines" in record:
+        record["baselines"] = {k: _numbered(t, numbers) for k, t in record["baselines"].items()}
     return record, rows
 
 # %% ../nbs/42_tables.ipynb #625a3aa4
 def _bleu(written: list[str], truths: list[str], order: int) -> float:
     from torchmetrics.functional.text import bleu_score
+
     return bleu_score(written, [[t] for t in truths], n_gram=order).item()
 
 
 def text_scores(written: str, truth: str) -> dict[str, float]:
     """Token F1, BLEU-4 and ROUGE-L, 0 to 1, of a normalised answer. Needs torchmetrics."""
     from torchmetrics.functional.text import rouge_score, squad
-    f1 = squad([{"prediction_text": written, "id": "0"}], [{"answers": {"answer_start": [0], "text": [truth]}, "id": "0"}])["f1"]
-    rouge = rouge_score(written, truth, rouge_keys="rougeL", normalizer=str, tokenizer=str.split)["rougeL_fmeasure"]
+
+    f1 = squad(
+        [{"prediction_text": written, "id": "0"}],
+        [{"answers": {"answer_start": [0], "text": [truth]}, "id": "0"}],
+    )["f1"]
+    rouge = rouge_score(written, truth, rouge_keys="rougeL", normalizer=str, tokenizer=str.split)[
+        "rougeL_fmeasure"
+    ]
     order = min(4, max(1, len(written.split())))
-    return {"token_f1": round(f1.item() / 100, 4), "bleu4": round(_bleu([written], [truth], order), 4), "rouge_l": round(rouge.item(), 4)}
+    return {
+        "token_f1": round(f1.item() / 100, 4),
+        "bleu4": round(_bleu([written], [truth], order), 4),
+        "rouge_l": round(rouge.item(), 4),
+    }
 
 
 def corpus_bleu(rows: list[dict]) -> dict[str, float | None]:
@@ -96,20 +140,45 @@ def corpus_bleu(rows: list[dict]) -> dict[str, float | None]:
 PARTS = {"open": ("OPEN",), "closed": ("CLOSED",), "overall": ("OPEN", "CLOSED")}
 
 # %% ../nbs/42_tables.ipynb #8d8e52e7
-COLUMNS = ("qid", "image", "linked", "answer_type", "question_type", "organ", "modality", "predicted_type", "correct", "confidence",
-           "correct_blank", "correct_shuffled", "nearest", "nearest_same_type", "generated_correct", "token_f1", "bleu4", "rouge_l")
+COLUMNS = (
+    "qid",
+    "image",
+    "linked",
+    "answer_type",
+    "question_type",
+    "organ",
+    "modality",
+    "predicted_type",
+    "correct",
+    "confidence",
+    "correct_blank",
+    "correct_shuffled",
+    "nearest",
+    "nearest_same_type",
+    "generated_correct",
+    "token_f1",
+    "bleu4",
+    "rouge_l",
+)
 
 
 def _columns(rows: list[dict]) -> dict[str, list]:
     plain = lambda x: int(x) if isinstance(x, bool) else x
-    return {k: [plain(r.get(k)) for r in rows] for k in COLUMNS if any(r.get(k) is not None for r in rows)}
+    return {
+        k: [plain(r.get(k)) for r in rows]
+        for k in COLUMNS
+        if any(r.get(k) is not None for r in rows)
+    }
 
 
 def _lines(record: dict) -> str:
     "A record as JSON: a row of the history and a column of the questions is one line each, all else is indented."
     dumps = lambda x, **how: json.dumps(x, ensure_ascii=False, allow_nan=False, **how)
     parts = {k: dumps(x, indent=1).replace("\n", "\n ") for k, x in record.items()}
-    if "history" in record: parts["history"] = "[\n" + ",\n".join(f"  {dumps(row)}" for row in record["history"]) + "\n ]"
+    if "history" in record:
+        parts["history"] = (
+            "[\n" + ",\n".join(f"  {dumps(row)}" for row in record["history"]) + "\n ]"
+        )
     if "per_question" in record:
         columns = [f"  {dumps(k)}: {dumps(x)}" for k, x in record["per_question"].items()]
         parts["per_question"] = "{\n" + ",\n".join(columns) + "\n }"
@@ -117,7 +186,8 @@ def _lines(record: dict) -> str:
 
 # %% ../nbs/42_tables.ipynb #914b715d
 def _of_run(run: Path, name: str) -> Path:
-    if (run / name).is_file(): return run / name
+    if (run / name).is_file():
+        return run / name
     raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
 
 
@@ -137,7 +207,8 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     run = Path(run)
     record = json.loads(_of_run(run, "record.json").read_text(encoding="utf-8"))
     check_schema(record, str(run / "record.json"))
-    if record["experiment"] == "trial": return _publish_trial(run, record, records)
+    if record["experiment"] == "trial":
+        return _publish_trial(run, record, records)
     rows = read_jsonl(_of_run(run, "predictions.jsonl"))
     if "test_generated" in record:
         rows = [{**r, **text_scores(normalise_answer(r["generated"]), r["answer"])} for r in rows]
@@ -147,8 +218,14 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     seed = "" if s["seed"] is None else f"-seed{s['seed']}"
     target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}{seed}.json"
     write_text(target, _lines({**record, "per_question": _columns(rows)}))
-    if s["dataset"] == "phantom" and s["variant"] == "cmi_mtl" and s["seed"] == 0 and (run / "answers.png").is_file():
-        with atomic_path(Path(records).parent / "phantom_answers.png") as tmp: tmp.write_bytes((run / "answers.png").read_bytes())
+    if (
+        s["dataset"] == "phantom"
+        and s["variant"] == "cmi_mtl"
+        and s["seed"] == 0
+        and (run / "answers.png").is_file()
+    ):
+        with atomic_path(Path(records).parent / "phantom_answers.png") as tmp:
+            tmp.write_bytes((run / "answers.png").read_bytes())
     return target
 
 
@@ -157,8 +234,13 @@ def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
 
     Raises `InputError` where there is no such folder."""
     if not Path(records).is_dir():
-        raise InputError(Problem(str(records), "is no folder", "Name that of the published records"))
-    return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(records).glob("*.json"))}
+        raise InputError(
+            Problem(str(records), "is no folder", "Name that of the published records")
+        )
+    return {
+        p.name: json.loads(p.read_text(encoding="utf-8"))
+        for p in sorted(Path(records).glob("*.json"))
+    }
 
 # %% ../nbs/42_tables.ipynb #3f2be235
 FREE = ("seed", "data_root", "device", "save_every", "tensorboard", "restart")
@@ -166,21 +248,30 @@ FROM_DATA = {"answers", "shapes", "vocab_size", "max_answer_length"}
 
 
 def _flat(x, name: str) -> dict:
-    if not isinstance(x, dict): return {name: x}
+    if not isinstance(x, dict):
+        return {name: x}
     return {k: v for key, part in x.items() for k, v in _flat(part, f"{name}.{key}").items()}
 
 
 def configuration(record: dict) -> dict[str, object]:
     "What all seeds of a variant share: settings and fields of the model, such as `model.num_queries`, with their values."
     settings = {k: v for k, v in record["settings"].items() if k not in FREE}
-    flat = _flat(settings, "settings") | _flat(record["model"], "model") | {"processes": record["processes"]}
+    flat = (
+        _flat(settings, "settings")
+        | _flat(record["model"], "model")
+        | {"processes": record["processes"]}
+    )
     return {k: v for k, v in flat.items() if FROM_DATA.isdisjoint(k.split("."))}
 
 
 def differences(one: dict, other: dict, only: str = "") -> list[str]:
     "Names, those that begin with `only`, of all in which two records' configurations differ."
     a, b = configuration(one), configuration(other)
-    return sorted(k for k in a.keys() | b.keys() if k.startswith(only) and (k not in a or k not in b or a[k] != b[k]))
+    return sorted(
+        k
+        for k in a.keys() | b.keys()
+        if k.startswith(only) and (k not in a or k not in b or a[k] != b[k])
+    )
 
 # %% ../nbs/42_tables.ipynb #b52eeadf
 def _asked(record: dict) -> list[tuple]:
@@ -191,14 +282,19 @@ def seed_pairs(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
     """Records of two variants that belong together: those of one seed, in the order of seeds.
 
     A record without a seed belongs to each record of the other side."""
-    def seed(r): return r["settings"]["seed"]
 
-    pairs = [(a, b) for a in runs for b in others if seed(a) == seed(b) or None in (seed(a), seed(b))]
+    def seed(r):
+        return r["settings"]["seed"]
+
+    pairs = [
+        (a, b) for a in runs for b in others if seed(a) == seed(b) or None in (seed(a), seed(b))
+    ]
     return sorted(pairs, key=lambda pair: max(-1 if seed(r) is None else seed(r) for r in pair))
 
 
-def paired_difference(runs: list[dict], others: list[dict],
-                      key: str = "correct") -> tuple[float, float, float]:
+def paired_difference(
+    runs: list[dict], others: list[dict], key: str = "correct"
+) -> tuple[float, float, float]:
     """How far `runs` are ahead of `others`, in points: mean, low, high of a 95 % interval.
 
     Both are published records, of which `settings.seed` and the columns `qid`, `image` and `key` of
@@ -207,13 +303,16 @@ def paired_difference(runs: list[dict], others: list[dict],
     pairs = seed_pairs(runs, others)
     if not pairs:
         ones, twos = ([r["settings"]["seed"] for r in side] for side in (runs, others))
-        raise InputError(Problem(f"seeds {ones} and {twos}", "none in common",
-                                 "Publish runs of the same seeds"))
+        raise InputError(
+            Problem(f"seeds {ones} and {twos}", "none in common", "Publish runs of the same seeds")
+        )
     first = pairs[0][0]
     for r in (r for pair in pairs for r in pair):
         where = f"seed {r['settings']['seed']} of {r['settings'].get('variant')}"
         if _asked(r) != _asked(first):
-            raise InputError(Problem(where, "other test questions", "Publish runs on the same data"))
+            raise InputError(
+                Problem(where, "other test questions", "Publish runs on the same data")
+            )
         if key not in r["per_question"]:
             raise InputError(Problem(where, f"{key} was not measured", "Compare another column"))
     column = lambda r: np.array(r["per_question"][key], dtype=float)
@@ -225,14 +324,16 @@ def format_difference(mean: float, low: float, high: float) -> str:
     """A difference in points as a person reads it: +1.2 (0.3 to 2.1), ahead.
 
     It says "ahead" or "behind" only where the interval, as printed, leaves out 0."""
-    mean, low, high = (round(x, 1) + 0.0 for x in (mean, low, high))        # + 0.0: no "-0.0"
+    mean, low, high = (round(x, 1) + 0.0 for x in (mean, low, high))  # + 0.0: no "-0.0"
     word = ", ahead" if low > 0 else ", behind" if high < 0 else ""
     return f"{mean:+.1f} ({low:.1f} to {high:.1f}){word}"
 
 # %% ../nbs/42_tables.ipynb #2806ce43
-OLDER = ("{} are of earlier versions, which trained in another way or do not say the "
-         "configuration of their models. The lines are not averaged, and not to be compared with each "
-         "other or with later runs.")
+OLDER = (
+    "{} are of earlier versions, which trained in another way or do not say the "
+    "configuration of their models. The lines are not averaged, and not to be compared with each "
+    "other or with later runs."
+)
 
 
 def is_older(record: dict) -> bool:
@@ -247,10 +348,12 @@ def by_variant(records: dict[str, dict]) -> dict[tuple[str, str], dict[str, dict
     different configurations or were scored on different questions."""
     groups: dict[tuple, dict] = {}
     for name, r in records.items():
-        if is_older(r): continue
+        if is_older(r):
+            continue
         check_schema(r, name)
         groups.setdefault((r["settings"]["dataset"], r["settings"]["variant"]), {})[name] = r
-    for runs in groups.values(): _same_runs(runs)
+    for runs in groups.values():
+        _same_runs(runs)
     return groups
 
 
@@ -264,7 +367,8 @@ def results_table(records: dict[str, dict]) -> str:
     older = {name: r for name, r in records.items() if is_older(r)}
     groups = by_variant(records)
     parts = [_compared(groups)] if groups else []
-    if older: parts.append(_older(older, alone=not groups))
+    if older:
+        parts.append(_older(older, alone=not groups))
     return "\n\n".join(parts)
 
 
@@ -273,10 +377,23 @@ def _same_runs(runs: dict[str, dict]):
     (first, a), *others = runs.items()
     for name, b in others:
         if odd := differences(a, b):
-            values = "; ".join(f"{k} is {configuration(b).get(k)!r}, there {configuration(a).get(k)!r}" for k in odd)
-            raise InputError(Problem(name, f"another configuration than in {first}: {values}",
-                                     "Make it a variant (a row of VARIANTS), or run all seeds alike"))
-        if _asked(b) != _asked(a): raise InputError(Problem(name, f"other test questions than in {first}", "Publish runs on the same data"))
+            values = "; ".join(
+                f"{k} is {configuration(b).get(k)!r}, there {configuration(a).get(k)!r}"
+                for k in odd
+            )
+            raise InputError(
+                Problem(
+                    name,
+                    f"another configuration than in {first}: {values}",
+                    "Make it a variant (a row of VARIANTS), or run all seeds alike",
+                )
+            )
+        if _asked(b) != _asked(a):
+            raise InputError(
+                Problem(
+                    name, f"other test questions than in {first}", "Publish runs on the same data"
+                )
+            )
 
 
 def _compared(groups: dict[tuple, dict]) -> str:
@@ -289,26 +406,36 @@ def _compared(groups: dict[tuple, dict]) -> str:
         key = variant, runs[0]["settings"]["preset"]
         there, other = first.setdefault(key, (dataset, runs[0]))
         odd = differences(other, runs[0], "model.")
-        if odd: notes.append(f"† {dataset}, {variant}: another model than on {there}; they differ in {', '.join(odd)}.")
+        if odd:
+            notes.append(
+                f"† {dataset}, {variant}: another model than on {there}; they differ in {', '.join(odd)}."
+            )
         against, note = _against_pooled(groups, dataset, variant)
         notes += note
         own = _variant_lines(dataset, variant + (" †" if odd else ""), runs, against)
         models.setdefault(dataset, []).extend(own)
-    for dataset in sorted(models): lines += models[dataset]
+    for dataset in sorted(models):
+        lines += models[dataset]
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
 def _against_pooled(groups: dict, dataset: str, variant: str) -> tuple[str, list[str]]:
     "The cell that compares a variant with `pooled`; a note where their training differs."
-    if variant == "pooled": return "", []
+    if variant == "pooled":
+        return "", []
     runs, pooled = (list(groups.get((dataset, v), {}).values()) for v in (variant, "pooled"))
-    if not pooled: return "not run", []
-    if not seed_pairs(runs, pooled): return "no seed in common", []
+    if not pooled:
+        return "not run", []
+    if not seed_pairs(runs, pooled):
+        return "no seed in common", []
     cell = format_difference(*paired_difference(runs, pooled))
     odd = [k for k in differences(pooled[0], runs[0], "settings.") if k != "settings.variant"]
-    if not odd or runs[0]["experiment"] == "baselines": return cell, []
-    return f"{cell} ‡", [f"‡ {dataset}, {variant}: trained in another way than pooled; "
-                         f"they differ in {', '.join(odd)}."]
+    if not odd or runs[0]["experiment"] == "baselines":
+        return cell, []
+    return f"{cell} ‡", [
+        f"‡ {dataset}, {variant}: trained in another way than pooled; "
+        f"they differ in {', '.join(odd)}."
+    ]
 
 
 def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -> list[str]:
@@ -320,7 +447,9 @@ def _variant_lines(dataset: str, variant: str, runs: list[dict], against: str) -
         return [_line(dataset, variant, cells("correct"), against, "", runs)]
     lines = [_line(dataset, f"{variant}, classifier", cells("correct"), against, validation, runs)]
     if all("test_generated" in r for r in runs):
-        lines.append(_line(dataset, f"{variant}, generator", cells("generated_correct"), "", "", runs))
+        lines.append(
+            _line(dataset, f"{variant}, generator", cells("generated_correct"), "", "", runs)
+        )
     return lines
 
 
@@ -331,33 +460,48 @@ def _is_baseline(item) -> bool:
 
 def _older(records: dict[str, dict], alone: bool) -> str:
     "The records of earlier versions, a line each."
-    said = OLDER.format("These are all records so far, and they" if alone else "**Older records.** These")
-    lines = ["| data set | model | seed | open | closed | overall | commit |", "|---|---|---|---|---|---|---|"]
+    said = OLDER.format(
+        "These are all records so far, and they" if alone else "**Older records.** These"
+    )
+    lines = [
+        "| data set | model | seed | open | closed | overall | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in records.values():
         s, cells = r["settings"], " | ".join(_interval(r["test"][part]) for part in PARTS)
-        lines.append(f"| {s['dataset']} | {s['variant']}, classifier | {s['seed']} | {cells} | {str(r.get('commit'))[:7]} |")
+        lines.append(
+            f"| {s['dataset']} | {s['variant']}, classifier | {s['seed']} | {cells} | {str(r.get('commit'))[:7]} |"
+        )
     return said + "\n\n" + "\n".join(lines)
 
 
 def _mean(values: list[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.1f}" + (
+        f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    )
 
 
 def _interval(scores: dict) -> str:
-    return f"{scores['accuracy']:.1f} ({scores['low']:.1f} to {scores['high']:.1f})" if scores["questions"] else "no questions"
+    return (
+        f"{scores['accuracy']:.1f} ({scores['low']:.1f} to {scores['high']:.1f})"
+        if scores["questions"]
+        else "no questions"
+    )
 
 
 def _cell(runs: list[dict], key: str, part: str) -> str:
     columns = runs[0]["per_question"]
     rows = [i for i, kind in enumerate(columns["answer_type"]) if kind in PARTS[part]]
-    if not rows: return "no questions"
+    if not rows:
+        return "no questions"
     correct = 100 * np.array([[r["per_question"][key][i] for i in rows] for r in runs], dtype=float)
     low, high = cluster_bootstrap(correct, [columns["image"][i] for i in rows])
     return f"{_mean(list(correct.mean(1)))} ({low:.1f} to {high:.1f})"
 
 
-def _line(dataset: str, model: str, cells: list[str], against: str, validation: str,
-          runs: list[dict]) -> str:
+def _line(
+    dataset: str, model: str, cells: list[str], against: str, validation: str, runs: list[dict]
+) -> str:
     questions = len(runs[0]["per_question"]["qid"])
     parts = [dataset, model, *cells, against, validation, questions, len(runs)]
     return f"| {' | '.join(map(str, parts))} |"
@@ -369,10 +513,17 @@ def kinds_table(record: dict) -> str:
 
     Raises `InputError` where the record has no `beyond_the_view`."""
     if not record.get("beyond_the_view"):
-        raise InputError(Problem("beyond_the_view", "is not in the record",
-                                 "Publish a run of experiments/train, which compares kinds"))
-    lines = ["| kind of question | questions | accuracy | usual answer by wording and view | difference |",
-             "|---|---|---|---|---|"]
+        raise InputError(
+            Problem(
+                "beyond_the_view",
+                "is not in the record",
+                "Publish a run of experiments/train, which compares kinds",
+            )
+        )
+    lines = [
+        "| kind of question | questions | accuracy | usual answer by wording and view | difference |",
+        "|---|---|---|---|---|",
+    ]
     for kind, r in record["beyond_the_view"].items():
         usual = r["accuracy"] - r["difference"]
         gain = format_difference(r["difference"], r["low"], r["high"])
@@ -387,9 +538,15 @@ def markdown_table(cells: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: dict[str, pd.DataFrame],
-                 sentences: list[str], figure: plt.Figure,
-                 sources: dict[str, dict] | None = None) -> list[str]:
+def save_results(
+    folder: str | Path,
+    name: str,
+    numbers: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
+    sentences: list[str],
+    figure: plt.Figure,
+    sources: dict[str, dict] | None = None,
+) -> list[str]:
     """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg` and
     `.png` (the picture) to `folder`. Returns the names of the files.
 
@@ -403,10 +560,15 @@ def save_results(folder: str | Path, name: str, numbers: pd.DataFrame, tables: d
         named = [f"- {n}, commit {str(r['commit'])[:7]}" for n, r in sorted(sources.items())]
         parts.append("\n".join(["## Made of", "", *(named or ["- no record"])]))
     write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
-    latex = (f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items())
+    latex = (
+        f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items()
+    )
     write_text(stem.with_suffix(".tex"), "\n".join(latex))
     for kind, metadata in (("svg", {"Date": None}), ("png", {})):
-        with atomic_path(stem.with_suffix(f".{kind}")) as tmp, plt.rc_context({"svg.hashsalt": name}):
+        with (
+            atomic_path(stem.with_suffix(f".{kind}")) as tmp,
+            plt.rc_context({"svg.hashsalt": name}),
+        ):
             figure.savefig(tmp, format=kind, dpi=150, metadata=metadata)
     return [f"{name}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")]
 
@@ -419,8 +581,11 @@ def made_of(page: str | Path) -> list[Path]:
     if not page.is_file():
         raise InputError(Problem(str(page), "there is no such page", "Give a .md file of figures/"))
     _, heading, names = page.read_text(encoding="utf-8").partition("## Made of")
-    if not heading: raise InputError(Problem(str(page), "names no records", "Make it anew: make tables"))
-    return [page.parent / "records" / n for n in re.findall(r"^- (\S+\.json),", names, re.MULTILINE)]
+    if not heading:
+        raise InputError(Problem(str(page), "names no records", "Make it anew: make tables"))
+    return [
+        page.parent / "records" / n for n in re.findall(r"^- (\S+\.json),", names, re.MULTILINE)
+    ]
 
 
 def trace(page: str | Path) -> str:
@@ -429,8 +594,13 @@ def trace(page: str | Path) -> str:
     for path in made_of(page):
         r = json.loads(path.read_text(encoding="utf-8"))
         data = {k: r["data"][k] for k in ("sha256_questions", "sha256_images")}
-        kept = {k: r[k] for k in ("commit", "tree_changed", "time", "device", "settings", "versions")}
-        lines += [str(path), *(f"  {k}: {json.dumps(x)}" for k, x in {**kept, "data": data}.items())]
+        kept = {
+            k: r[k] for k in ("commit", "tree_changed", "time", "device", "settings", "versions")
+        }
+        lines += [
+            str(path),
+            *(f"  {k}: {json.dumps(x)}" for k, x in {**kept, "data": data}.items()),
+        ]
     return "\n".join(lines)
 
 # %% ../nbs/42_tables.ipynb #0625eecc
@@ -439,16 +609,22 @@ def main(argv: list[str] | None = None) -> int:
     about = "Publish finished runs to figures/records, or trace a page of figures/ to its records."
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.tables", description=about)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
-    parser.add_argument("--trace", type=Path, metavar="PAGE", help="such as figures/comparison_vqa_rad.md")
+    parser.add_argument(
+        "--trace", type=Path, metavar="PAGE", help="such as figures/comparison_vqa_rad.md"
+    )
     args = parser.parse_args(argv)
-    if bool(args.runs) == bool(args.trace): parser.error("give folders of runs, or --trace and a page")
+    if bool(args.runs) == bool(args.trace):
+        parser.error("give folders of runs, or --trace and a page")
     try:
-        for run in args.runs: print(f"published: {publish(run)}")
-        if args.trace: print(trace(args.trace))
+        for run in args.runs:
+            print(f"published: {publish(run)}")
+        if args.trace:
+            print(trace(args.trace))
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
 
 
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

@@ -34,16 +34,42 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import cmi_mtl.phantom
-from .core import (InputError, Problem, find_weights, pick_device, provenance, seed_everything, sha256_file, sha256_json, write_json,
-                          write_jsonl)
+from cmi_mtl.core import (
+    InputError,
+    Problem,
+    find_weights,
+    pick_device,
+    provenance,
+    seed_everything,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_jsonl,
+)
 from .datasets import load_dataset
 from .images import normalise_pixels, square
-from .samples import CARVES, AnswerVocabulary, VQASample, carve_validation, leakage_report, normalise_answer
+from cmi_mtl.samples import (
+    CARVES,
+    AnswerVocabulary,
+    VQASample,
+    carve_validation,
+    leakage_report,
+    normalise_answer,
+)
 from .encoders import build_tokenizer, encode_once
 from .ffae import answer_coverage, answer_labels, answer_length, build_answer_tokenizer
 from .metrics import fit_temperature, format_score, score
-from .model import (CMIMTL, PRESET_WEIGHTS, CMIMTLConfig, CMIMTLProcessor, compact_config, encoder_layers, paper_config, tiny_config,
-                           with_pretrained_encoders)
+from cmi_mtl.model import (
+    CMIMTL,
+    PRESET_WEIGHTS,
+    CMIMTLConfig,
+    CMIMTLProcessor,
+    compact_config,
+    encoder_layers,
+    paper_config,
+    tiny_config,
+    with_pretrained_encoders,
+)
 
 # %% ../nbs/33_train.ipynb #8a225193
 @dataclass(frozen=True)
@@ -58,6 +84,7 @@ class Settings:
     or "train+validation" for all questions that are not of the test split. `batch_size`: rows of one
     process in one step, worked through in `accumulate` micro-batches; `save_every`: steps between
     checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
+
     dataset: str = "phantom"
     preset: str = "tiny"
     variant: str = "cmi_mtl"
@@ -100,18 +127,45 @@ class Settings:
 
 # %% ../nbs/33_train.ipynb #fd157521
 RECIPES = {
-    "tiny": dict(epochs=8, batch_size=128, questions_per_image=4, learning_rate=2e-3,
-                 fvta_factor=0.15, cifr_factor=0.15, anneal="linear"),
-    "compact": dict(epochs=40, batch_size=64, questions_per_image=4, learning_rate=1e-3,
-                    fvta_factor=0.15, cifr_factor=0.15, weight_decay=0.05, freeze_encoders=True),
-    "paper": dict(epochs=50, batch_size=64, learning_rate=5e-6, multimodal_factor=5.0,
-                  classifier_factor=50.0, anneal="linear", augment=0.1, mixed_precision="fp16"),
+    "tiny": dict(
+        epochs=8,
+        batch_size=128,
+        questions_per_image=4,
+        learning_rate=2e-3,
+        fvta_factor=0.15,
+        cifr_factor=0.15,
+        anneal="linear",
+    ),
+    "compact": dict(
+        epochs=40,
+        batch_size=64,
+        questions_per_image=4,
+        learning_rate=1e-3,
+        fvta_factor=0.15,
+        cifr_factor=0.15,
+        weight_decay=0.05,
+        freeze_encoders=True,
+    ),
+    "paper": dict(
+        epochs=50,
+        batch_size=64,
+        learning_rate=5e-6,
+        multimodal_factor=5.0,
+        classifier_factor=50.0,
+        anneal="linear",
+        augment=0.1,
+        mixed_precision="fp16",
+    ),
 }
 VQA_RAD = dict(preset="compact", epochs=60, train_on="train+validation", carve_by="single")
-DATASET_RECIPES = {"phantom": dict(preset="tiny"), "vqa_rad": VQA_RAD, "vqa_rad_hub": VQA_RAD,
-                   "slake": dict(preset="compact", epochs=40)}
+DATASET_RECIPES = {
+    "phantom": dict(preset="tiny"),
+    "vqa_rad": VQA_RAD,
+    "vqa_rad_hub": VQA_RAD,
+    "slake": dict(preset="compact", epochs=40),
+}
 NOTHING_ELSE = dict(fvta=False, ffae=False, global_path=False)
-MEVF = dict(hidden=1024, glimpses=2)        # of BAN, as Nguyen et al. 2019 set it for medical questions
+MEVF = dict(hidden=1024, glimpses=2)  # of BAN, as Nguyen et al. 2019 set it for medical questions
 VARIANTS = {
     "cmi_mtl": {},
     "no_fvta": dict(fvta=False),
@@ -141,7 +195,8 @@ def recipe(dataset: str, preset: str | None = None) -> dict:
     """The values of a preset's recipe and of a data set's own put over them; without `preset` it is
     the data set's usual one. Raises `InputError` for an unknown preset."""
     own = {"preset": "compact", **DATASET_RECIPES.get(dataset, {})}
-    if preset not in (None, own["preset"]): own.pop("epochs", None)      # meant for the usual preset
+    if preset not in (None, own["preset"]):
+        own.pop("epochs", None)  # meant for the usual preset
     own["preset"] = preset or own["preset"]
     if own["preset"] not in RECIPES:
         known = f"Use one of {', '.join(RECIPES)}"
@@ -149,15 +204,31 @@ def recipe(dataset: str, preset: str | None = None) -> dict:
     return {**RECIPES[own["preset"]], **own}
 
 # %% ../nbs/33_train.ipynb #22e78d89
-CHANGED = {"alpha": (0.0, 0.1, 0.4, 0.8), "beta": (0.0, 0.2, 0.8), "num_queries": (4, 9, 25),
-           "fusion_layers": (1, 4)}
-SENSITIVITY = {f"{name}={value}": {name: value} for name, values in CHANGED.items() for value in values}
+CHANGED = {
+    "alpha": (0.0, 0.1, 0.4, 0.8),
+    "beta": (0.0, 0.2, 0.8),
+    "num_queries": (4, 9, 25),
+    "fusion_layers": (1, 4),
+}
+SENSITIVITY = {
+    f"{name}={value}": {name: value} for name, values in CHANGED.items() for value in values
+}
 SENSITIVITY |= {f"d_state={n}": {"fusion_options": {"expand": 1, "d_state": n}} for n in (4, 64)}
 VARIANTS |= SENSITIVITY
 
 # %% ../nbs/33_train.ipynb #8f05af78
-from .audit import (AUDIT, answers_seen, audit_record, base_of, changes_of, depart, look, pads_all,
-                           rate_share, watches_test)
+from cmi_mtl.audit import (
+    AUDIT,
+    answers_seen,
+    audit_record,
+    base_of,
+    changes_of,
+    depart,
+    look,
+    pads_all,
+    rate_share,
+    watches_test,
+)
 
 
 def variant_options(variant: str) -> dict:
@@ -165,40 +236,52 @@ def variant_options(variant: str) -> dict:
     return {**VARIANTS[base_of(variant)], **changes_of(variant, "options")}
 
 # %% ../nbs/33_train.ipynb #51978e0c
-def _whole(low): return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+def _whole(low):
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
 
 def _between(low, high):
     return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v < high
 
 
-def _positive(v): return _between(0, math.inf)(v) and v > 0
+def _positive(v):
+    return _between(0, math.inf)(v) and v > 0
 
 
-def _one_of(*known): return lambda v: v in known
+def _one_of(*known):
+    return lambda v: v in known
 
 
 RULES = {
     "a whole number of at least 0": (_whole(0), "seed train_last save_every"),
     "a whole number of at least 1": (_whole(1), "epochs num_beams accumulate questions_per_image"),
     "a whole number of at least 2 (L_vtc compares rows)": (_whole(2), "batch_size"),
-    "a number above 0": (_positive, "learning_rate clip multimodal_factor fvta_factor cifr_factor "
-                                    "classifier_factor"),
+    "a number above 0": (
+        _positive,
+        "learning_rate clip multimodal_factor fvta_factor cifr_factor classifier_factor",
+    ),
     "a number of at least 0": (_between(0, math.inf), "weight_decay"),
     "0 (none) or a share below 1": (_between(0, 1), "augment warmup"),
     "between 0 and 1": (lambda v: _positive(v) and v < 1, "validation_fraction"),
     "1 (none) or between 0 and 1": (lambda v: _positive(v) and v <= 1, "layer_decay"),
-    "true or false": (lambda v: isinstance(v, bool),
-                      "freeze_encoders encode_once tensorboard restart"),
-    "names with values, such as {'seed': 1}": (lambda v: isinstance(v, dict),
-                                               "data_options model_options"),
+    "true or false": (
+        lambda v: isinstance(v, bool),
+        "freeze_encoders encode_once tensorboard restart",
+    ),
+    "names with values, such as {'seed': 1}": (
+        lambda v: isinstance(v, dict),
+        "data_options model_options",
+    ),
     "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
     "'train' or 'train+validation'": (_one_of("train", "train+validation"), "train_on"),
     "'cos' or 'linear'": (_one_of("cos", "linear"), "anneal"),
     f"one of {', '.join((*VARIANTS, *AUDIT))}; a new one is a row of VARIANTS": (
-        _one_of(*VARIANTS, *AUDIT), "variant"),
+        _one_of(*VARIANTS, *AUDIT),
+        "variant",
+    ),
     "one of question, image, single": (_one_of(*CARVES), "carve_by"),
-    "'no', 'fp16' or 'bf16'": (_one_of("no", "fp16", "bf16"), "mixed_precision")}
+    "'no', 'fp16' or 'bf16'": (_one_of("no", "fp16", "bf16"), "mixed_precision"),
+}
 
 # %% ../nbs/33_train.ipynb #8a9b7468
 def make_settings(dataset: str = "phantom", preset: str | None = None, **given) -> Settings:
@@ -211,18 +294,34 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     given = {k: v for k, v in given.items() if v is not None}
     hint = f"Known are {', '.join(sorted(known))}"
     problems = [Problem(f"setting {k!r}", "unknown", hint) for k in given if k not in known]
-    if problems: raise InputError(problems)
+    if problems:
+        raise InputError(problems)
     s = Settings(**{**values, **given, "dataset": dataset})
-    checks = [(name, fits(getattr(s, name)), rule)
-              for rule, (fits, names) in RULES.items() for name in names.split()]
+    checks = [
+        (name, fits(getattr(s, name)), rule)
+        for rule, (fits, names) in RULES.items()
+        for name in names.split()
+    ]
     if all(fits for _, fits, _ in checks):
-        checks = [("augment", not (s.augment and s.tokens_kept),
-                   "0 when the encoders are frozen, their tokens being kept, unless encode_once=false"),
-                  ("accumulate", s.accumulate <= s.batch_size // 2,
-                   "at most half of batch_size (L_vtc compares rows)")]
-    problems = [Problem(f"{name}={getattr(s, name)!r}", "out of range", f"It must be {rule}")
-                for name, fits, rule in checks if not fits]
-    if problems: raise InputError(problems)
+        checks = [
+            (
+                "augment",
+                not (s.augment and s.tokens_kept),
+                "0 when the encoders are frozen, their tokens being kept, unless encode_once=false",
+            ),
+            (
+                "accumulate",
+                s.accumulate <= s.batch_size // 2,
+                "at most half of batch_size (L_vtc compares rows)",
+            ),
+        ]
+    problems = [
+        Problem(f"{name}={getattr(s, name)!r}", "out of range", f"It must be {rule}")
+        for name, fits, rule in checks
+        if not fits
+    ]
+    if problems:
+        raise InputError(problems)
     return s
 
 # %% ../nbs/33_train.ipynb #780931c7
@@ -236,7 +335,15 @@ class QuestionSet:
 
     With frozen encoders it holds their tokens (`encode_once`), else pictures (n, S, S, 3) of 8 bits and token ids.
     Number n, behind the last picture, is the blank one: 8-bit zeros."""
-    def __init__(self, samples: list[VQASample], model: CMIMTL, vocabulary: AnswerVocabulary, frozen: bool, device: torch.device):
+
+    def __init__(
+        self,
+        samples: list[VQASample],
+        model: CMIMTL,
+        vocabulary: AnswerVocabulary,
+        frozen: bool,
+        device: torch.device,
+    ):
         self.samples, self.config, self.frozen = samples, model.config, frozen
         processor = model.processor
         paths = {s.image: None for s in samples}
@@ -251,27 +358,57 @@ class QuestionSet:
         self.labels = torch.tensor([vocabulary.encode(s.answer) for s in samples])
         self.type_labels = torch.tensor([int(s.answer_type == "OPEN") for s in samples])
         writes, longest = processor.generator_tokenizer, model.config.max_answer_length
-        self.generator_labels = answer_labels(writes, [normalise_answer(s.answer) for s in samples], longest)
+        self.generator_labels = answer_labels(
+            writes, [normalise_answer(s.answer) for s in samples], longest
+        )
         self.generator_answers = answer_coverage(writes, taught_answers(samples), longest)
-        if frozen: self._encode(model, list(paths), list(questions), device)
-        else: self.squares = torch.from_numpy(np.stack([square(p, model.config.image_size) for p in paths]))
+        if frozen:
+            self._encode(model, list(paths), list(questions), device)
+        else:
+            self.squares = torch.from_numpy(
+                np.stack([square(p, model.config.image_size) for p in paths])
+            )
 
     @torch.no_grad()
     def _encode(self, model: CMIMTL, paths, questions, device):
         c, side = model.config, model.config.image_size
-        def pictures(rows): return model.encode_image(torch.stack([model.processor.pixels(p) for p in paths[rows]]).to(device))
-        def words(rows): return model.encode_text(self.input_ids[rows].to(device), self.attention_mask[rows].to(device))
+
+        def pictures(rows):
+            return model.encode_image(
+                torch.stack([model.processor.pixels(p) for p in paths[rows]]).to(device)
+            )
+
+        def words(rows):
+            return model.encode_text(
+                self.input_ids[rows].to(device), self.attention_mask[rows].to(device)
+            )
+
         model.to(device).eval()
         shape = tuple(pictures(slice(0, 1)).shape[1:])
-        self.image_tokens = encode_once(model.image_encoder, {"size": side, "pool": c.image_pool, "mean": c.image_mean, "std": c.image_std},
-                                        self.digests, pictures, shape, title="pictures")
+        self.image_tokens = encode_once(
+            model.image_encoder,
+            {"size": side, "pool": c.image_pool, "mean": c.image_mean, "std": c.image_std},
+            self.digests,
+            pictures,
+            shape,
+            title="pictures",
+        )
         blank = model.processor.pixels(np.zeros((side, side), np.uint8))
         self.blank_tokens = model.encode_image(blank[None].to(device)).float().cpu()
         shape = (self.input_ids.shape[1], model.text_encoder.config.hidden_size)
         ids = [x.tolist() for x in self.input_ids]
-        self.text_tokens = encode_once(model.text_encoder, {"length": shape[0]}, [sha256_json(i) for i in ids], words, shape, 64, "questions")
+        self.text_tokens = encode_once(
+            model.text_encoder,
+            {"length": shape[0]},
+            [sha256_json(i) for i in ids],
+            words,
+            shape,
+            64,
+            "questions",
+        )
 
-    def __len__(self): return len(self.samples)
+    def __len__(self):
+        return len(self.samples)
 
     def pictures(self, which: Tensor) -> Tensor:
         "Tokens (b, N, d) or squares (b, S, S, 3) of these pictures; number n is the blank one."
@@ -282,7 +419,8 @@ class QuestionSet:
             squares[blank] = 0
             return squares
         tokens = torch.from_numpy(self.image_tokens[which.numpy()]).float()
-        if blank.any(): tokens[blank] = self.blank_tokens
+        if blank.any():
+            tokens[blank] = self.blank_tokens
         return tokens
 
     def batch(self, rows: Tensor, shown: Tensor | None = None) -> dict:
@@ -291,26 +429,45 @@ class QuestionSet:
         pictures, index = image.unique(return_inverse=True)
         mask = self.attention_mask[asked]
         L = mask.shape[1] if pads_all(self.config) else int(mask.sum(1).max())
-        out = {"attention_mask": mask[:, :L], "labels": self.labels[rows], "type_labels": self.type_labels[rows], "image_ids": image,
-               "image_index": index, "question_ids": asked}
+        out = {
+            "attention_mask": mask[:, :L],
+            "labels": self.labels[rows],
+            "type_labels": self.type_labels[rows],
+            "image_ids": image,
+            "image_index": index,
+            "question_ids": asked,
+        }
         if self.frozen:
             out["image_tokens"] = self.pictures(pictures)
             out["text_tokens"] = torch.from_numpy(self.text_tokens[asked.numpy(), :L]).float()
-        else: out |= {"squares": self.pictures(pictures), "input_ids": self.input_ids[asked][:, :L]}
+        else:
+            out |= {"squares": self.pictures(pictures), "input_ids": self.input_ids[asked][:, :L]}
         open_rows = out["type_labels"].nonzero()[:, 0]
         written = self.generator_labels[rows][open_rows]
-        if len(open_rows) == 0: open_rows, written = torch.tensor([0]), torch.full((1, 1), -100)
-        return out | {"open_rows": open_rows, "generator_labels": written[:, :max(1, int((written != -100).sum(1).max()))]}
+        if len(open_rows) == 0:
+            open_rows, written = torch.tensor([0]), torch.full((1, 1), -100)
+        return out | {
+            "open_rows": open_rows,
+            "generator_labels": written[:, : max(1, int((written != -100).sum(1).max()))],
+        }
 
 # %% ../nbs/33_train.ipynb #3fdb1ecd
 def augment_pixels(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     "Random zoom and shift by up to `strength` of the side, contrast and brightness likewise, for each picture (B, 3, S, S)."
-    if strength == 0: return x
-    draw = lambda *shape: (2 * torch.rand(len(x), *shape, generator=generator) - 1).to(x.device) * strength
+    if strength == 0:
+        return x
+    draw = lambda *shape: (
+        (2 * torch.rand(len(x), *shape, generator=generator) - 1).to(x.device) * strength
+    )
     theta = torch.zeros(len(x), 2, 3, device=x.device)
     theta[:, [0, 1], [0, 1]] = 1 - draw(1).expand(-1, 2)
     theta[:, :, 2] = draw(2)
-    x = nn.functional.grid_sample(x, nn.functional.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
+    x = nn.functional.grid_sample(
+        x,
+        nn.functional.affine_grid(theta, list(x.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     return x * (1 + draw(1, 1, 1)) + draw(1, 1, 1)
 
 # %% ../nbs/33_train.ipynb #2d9be996
@@ -323,23 +480,43 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
     weights = PRESET_WEIGHTS[s.preset]
     seed_everything(s.seed)
     try:
-        if s.preset == "tiny": words = build_tokenizer([x.question for x in samples if x.split == "train"])
-        else: words = AutoTokenizer.from_pretrained(find_weights(weights["text"]))
-        if s.preset == "paper": generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
-        else: generator_words = build_answer_tokenizer(taught)
+        if s.preset == "tiny":
+            words = build_tokenizer([x.question for x in samples if x.split == "train"])
+        else:
+            words = AutoTokenizer.from_pretrained(find_weights(weights["text"]))
+        if s.preset == "paper":
+            generator_words = AutoTokenizer.from_pretrained(find_weights(weights["generator"]))
+        else:
+            generator_words = build_answer_tokenizer(taught)
         longest = {"max_answer_length": answer_length(generator_words, taught)}
         own = variant_options(s.variant)
         options = {**longest, **own, **s.model_options}
-        if s.preset == "tiny": config = tiny_config(answers, words, generator_words, **options)
-        elif s.preset == "compact": config = compact_config(answers, generator_words, **options)
-        else: config = paper_config(answers, **options)
+        if s.preset == "tiny":
+            config = tiny_config(answers, words, generator_words, **options)
+        elif s.preset == "compact":
+            config = compact_config(answers, generator_words, **options)
+        else:
+            config = paper_config(answers, **options)
     except OSError as e:
-        raise InputError(Problem(f"preset={s.preset!r}", f"the weights of {weights['text']} are not at hand ({type(e).__name__})",
-                                 "Put their folder under CMI_MTL_WEIGHTS, or connect to the hub")) from e
-    try: model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
+        raise InputError(
+            Problem(
+                f"preset={s.preset!r}",
+                f"the weights of {weights['text']} are not at hand ({type(e).__name__})",
+                "Put their folder under CMI_MTL_WEIGHTS, or connect to the hub",
+            )
+        ) from e
+    try:
+        model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
     except (TypeError, ValueError, RuntimeError) as e:
-        if isinstance(e, InputError) or not s.model_options: raise
-        raise InputError(Problem(f"model_options={s.model_options}", f"no model can be built of them ({e})", "Correct the option that it names")) from e
+        if isinstance(e, InputError) or not s.model_options:
+            raise
+        raise InputError(
+            Problem(
+                f"model_options={s.model_options}",
+                f"no model can be built of them ({e})",
+                "Correct the option that it names",
+            )
+        ) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
     depart(model, s.variant)
     return model.freeze_encoders(s.train_last) if s.freeze_encoders else model
@@ -347,14 +524,40 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
 
 def _check_options(options: dict):
     known = set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "answers"}
-    problems = [Problem(f"model option {k!r}", "unknown", f"Known are {', '.join(sorted(known))}") for k in options if k not in known]
-    problems += [Problem(f"model option {k}={options[k]!r}", "out of range", "It must be a whole number of at least 1")
-                 for k in ("num_queries", "qformer_layers", "fusion_layers", "hidden_size", "image_size", "image_pool",
-                           "max_answer_length")
-                 if k in options and not (type(options[k]) is int and options[k] > 0)]
-    if "dropout" in options and not (isinstance(options["dropout"], (int, float)) and 0 <= options["dropout"] < 1):
-        problems.append(Problem(f"model option dropout={options['dropout']!r}", "out of range", "It must be 0 or a share below 1"))
-    if problems: raise InputError(problems)
+    problems = [
+        Problem(f"model option {k!r}", "unknown", f"Known are {', '.join(sorted(known))}")
+        for k in options
+        if k not in known
+    ]
+    problems += [
+        Problem(
+            f"model option {k}={options[k]!r}",
+            "out of range",
+            "It must be a whole number of at least 1",
+        )
+        for k in (
+            "num_queries",
+            "qformer_layers",
+            "fusion_layers",
+            "hidden_size",
+            "image_size",
+            "image_pool",
+            "max_answer_length",
+        )
+        if k in options and not (type(options[k]) is int and options[k] > 0)
+    ]
+    if "dropout" in options and not (
+        isinstance(options["dropout"], (int, float)) and 0 <= options["dropout"] < 1
+    ):
+        problems.append(
+            Problem(
+                f"model option dropout={options['dropout']!r}",
+                "out of range",
+                "It must be 0 or a share below 1",
+            )
+        )
+    if problems:
+        raise InputError(problems)
 
 # %% ../nbs/33_train.ipynb #50bb218d
 def encoder_depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
@@ -368,8 +571,10 @@ def encoder_depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
 def rate_factor(name: str, depth: int, s: Settings) -> float:
     "What multiplies `learning_rate` for the parameter `name`, with `depth` encoder layers above it."
     part = name.split(".")[0]
-    if part in ("image_encoder", "text_encoder"): return s.layer_decay ** depth
-    if part in ("classifier", "type_head"): return s.classifier_factor
+    if part in ("image_encoder", "text_encoder"):
+        return s.layer_decay**depth
+    if part in ("classifier", "type_head"):
+        return s.classifier_factor
     factor = {"fvta": s.fvta_factor, "cifr": s.cifr_factor}.get(part, 1.0)
     return s.multimodal_factor * factor * rate_share(s.variant, name)
 
@@ -381,11 +586,14 @@ def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
     spared = ("A_log", "queries", "modality", "positions", "type_embedding")
     groups: dict[tuple, list] = {}
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
+        if not p.requires_grad:
+            continue
         decay = 0.0 if p.ndim < 2 or name.endswith(spared) else s.weight_decay
         groups.setdefault((rate_factor(name, depths.get(p, 0), s), decay), []).append(p)
-    return [{"params": ps, "lr": s.learning_rate * factor, "weight_decay": decay}
-            for (factor, decay), ps in groups.items()]
+    return [
+        {"params": ps, "lr": s.learning_rate * factor, "weight_decay": decay}
+        for (factor, decay), ps in groups.items()
+    ]
 
 # %% ../nbs/33_train.ipynb #bd6e9354
 def one_cycle(optimiser: torch.optim.Optimizer, s: Settings, steps: int) -> LRScheduler:
@@ -393,19 +601,26 @@ def one_cycle(optimiser: torch.optim.Optimizer, s: Settings, steps: int) -> LRSc
     places = steps + 1
     rising = s.warmup if s.warmup * places > 1 else 0
     top = [group["lr"] for group in optimiser.param_groups]
-    return OneCycleLR(optimiser, top, total_steps=places, pct_start=float(rising),
-                      anneal_strategy=s.anneal, cycle_momentum=False)
+    return OneCycleLR(
+        optimiser,
+        top,
+        total_steps=places,
+        pct_start=float(rising),
+        anneal_strategy=s.anneal,
+        cycle_momentum=False,
+    )
 
 # %% ../nbs/33_train.ipynb #08e5c19d
 @dataclass
 class Progress:
     "Where a run stands, as plain values: `step` of `epoch` comes next."
+
     epoch: int = 1
     step: int = 0
-    accumulate: int = 1                                     # micro-batches of a step; more after one was too large
-    sums: dict = field(default_factory=dict)                # of the parts of the loss, in the epoch begun
+    accumulate: int = 1  # micro-batches of a step; more after one was too large
+    sums: dict = field(default_factory=dict)  # of the parts of the loss, in the epoch begun
     history: list = field(default_factory=list)
-    test_scorings: int = 0                                  # by finished runs in this folder before this one
+    test_scorings: int = 0  # by finished runs in this folder before this one
     seconds: float = 0.0
     epoch_began: float = 0.0
 
@@ -413,10 +628,11 @@ class Progress:
 @dataclass
 class Run:
     "What a training holds: settings, data, model, what moves it, and where it stands."
+
     settings: Settings
     data: QuestionSet
-    rows: Tensor                                            # of the data, to be trained on
-    steps: int                                              # in an epoch
+    rows: Tensor  # of the data, to be trained on
+    steps: int  # in an epoch
     model: nn.Module
     accelerator: Accelerator
     optimiser: torch.optim.Optimizer
@@ -424,9 +640,10 @@ class Run:
     progress: Progress
     folder: Path
     checkpoints: "Checkpoints"
-    configuration: dict | None = None                       # of the model, as the record says it
+    configuration: dict | None = None  # of the model, as the record says it
 
-    def __post_init__(self): self._clock = time.perf_counter() - self.progress.seconds
+    def __post_init__(self):
+        self._clock = time.perf_counter() - self.progress.seconds
 
     @property
     def core(self) -> CMIMTL:
@@ -434,7 +651,8 @@ class Run:
         return self.accelerator.unwrap_model(self.model)
 
     @property
-    def trained(self) -> list[nn.Parameter]: return [p for p in self.core.parameters() if p.requires_grad]
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.core.parameters() if p.requires_grad]
 
     def seconds(self) -> float:
         "Time worked on this run, without that which a kill has lost."
@@ -442,15 +660,34 @@ class Run:
         return self.progress.seconds
 
 # %% ../nbs/33_train.ipynb #073e41e0
-def start_run(s: Settings, data: QuestionSet, model: CMIMTL, rows: list[int], accelerator: Accelerator, progress: Progress, folder: Path,
-              checkpoints: "Checkpoints") -> Run:
+def start_run(
+    s: Settings,
+    data: QuestionSet,
+    model: CMIMTL,
+    rows: list[int],
+    accelerator: Accelerator,
+    progress: Progress,
+    folder: Path,
+    checkpoints: "Checkpoints",
+) -> Run:
     "Optimiser and schedule for training `model` on these rows, from the start."
     optimiser = torch.optim.AdamW(parameter_groups(model, s), betas=(0.9, 0.98), fused=True)
     steps = math.ceil(len(rows) / (s.batch_size * accelerator.num_processes))
     schedule = one_cycle(optimiser, s, steps * s.epochs)
     model, optimiser = accelerator.prepare(model, optimiser)
-    return Run(s, data, torch.tensor(rows), steps, model, accelerator, optimiser, schedule, progress,
-               folder, checkpoints)
+    return Run(
+        s,
+        data,
+        torch.tensor(rows),
+        steps,
+        model,
+        accelerator,
+        optimiser,
+        schedule,
+        progress,
+        folder,
+        checkpoints,
+    )
 
 # %% ../nbs/33_train.ipynb #77aad7f2
 def seed_of(*place: int) -> int:
@@ -464,8 +701,12 @@ def epoch_batches(run: Run, epoch: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed_of(run.settings.seed, epoch))
     rows = run.rows[torch.randperm(len(run.rows), generator=g)]
     images, order = run.data.image_ids[rows].sort(stable=True)
-    place = torch.arange(len(rows)) - torch.searchsorted(images, images)            # of a question among those of its image
-    bundle = torch.stack([images, place // run.settings.questions_per_image]).unique(dim=1, return_inverse=True)[1]
+    place = torch.arange(len(rows)) - torch.searchsorted(
+        images, images
+    )  # of a question among those of its image
+    bundle = torch.stack([images, place // run.settings.questions_per_image]).unique(
+        dim=1, return_inverse=True
+    )[1]
     shuffled = torch.randperm(int(bundle.max()) + 1, generator=g)[bundle].argsort(stable=True)
     return list(rows[order[shuffled]].tensor_split(run.steps))
 
@@ -474,22 +715,35 @@ def to_inputs(batch: dict, run: Run, training: bool) -> dict:
     "A batch on the device, pictures normalised and, in training, augmented."
     batch = {k: v.to(run.accelerator.device) for k, v in batch.items()}
     if "squares" in batch:
-        x = normalise_pixels(batch.pop("squares"), run.data.config.image_mean, run.data.config.image_std)
-        batch["pixel_values"] = augment_pixels(x, run.settings.augment, torch.default_generator) if training else x
+        x = normalise_pixels(
+            batch.pop("squares"), run.data.config.image_mean, run.data.config.image_std
+        )
+        batch["pixel_values"] = (
+            augment_pixels(x, run.settings.augment, torch.default_generator) if training else x
+        )
     return batch
 
 
 def loss_counts(data: QuestionSet, rows: Tensor, processes: int, parts: int) -> dict:
     "What a part of the batch `rows` divides its losses by, so that their sum, averaged over processes, is the batch's loss."
-    known = (data.labels[rows] >= 0).sum().item() if data.config.classifier_loss == "ce" else len(rows)
+    known = (
+        (data.labels[rows] >= 0).sum().item() if data.config.classifier_loss == "ce" else len(rows)
+    )
     tokens = (data.generator_labels[rows][data.type_labels[rows] == 1] != -100).sum().item()
-    return {"cls": max(known, 1) / processes, "type": len(rows) / processes, "gen": max(tokens, 1) / processes, "vtc": parts}
+    return {
+        "cls": max(known, 1) / processes,
+        "type": len(rows) / processes,
+        "gen": max(tokens, 1) / processes,
+        "vtc": parts,
+    }
 
 
 def gradients(run: Run, rows: Tensor) -> dict:
     "Forward and backward of one step's batch; the parts of its loss, over all processes."
     a, sums = run.accelerator, 0
-    parts = rows.tensor_split(a.num_processes)[a.process_index].tensor_split(min(run.progress.accumulate, len(rows) // a.num_processes))
+    parts = rows.tensor_split(a.num_processes)[a.process_index].tensor_split(
+        min(run.progress.accumulate, len(rows) // a.num_processes)
+    )
     counts = loss_counts(run.data, rows, a.num_processes, len(parts))
     for i, part in enumerate(parts):
         with a.no_sync(run.model) if i + 1 < len(parts) else contextlib.nullcontext():
@@ -504,17 +758,29 @@ def gradients_that_fit(run: Run, rows: Tensor) -> dict:
     s, p = run.settings, run.progress
     while True:
         seed_everything(seed_of(s.seed, p.epoch, p.step, run.accelerator.process_index))
-        try: return gradients(run, rows)
+        try:
+            return gradients(run, rows)
         except RuntimeError as e:
-            if not (isinstance(e, torch.OutOfMemoryError) or should_reduce_batch_size(e)): raise
+            if not (isinstance(e, torch.OutOfMemoryError) or should_reduce_batch_size(e)):
+                raise
             if run.accelerator.num_processes > 1 or p.accumulate >= s.batch_size // 2:
-                raise InputError(Problem(f"batch_size={s.batch_size}, in {p.accumulate} micro-batches", "memory runs out",
-                                         "Raise accumulate" if p.accumulate < s.batch_size // 2 else "Take a smaller model")) from e
+                raise InputError(
+                    Problem(
+                        f"batch_size={s.batch_size}, in {p.accumulate} micro-batches",
+                        "memory runs out",
+                        "Raise accumulate"
+                        if p.accumulate < s.batch_size // 2
+                        else "Take a smaller model",
+                    )
+                ) from e
         run.optimiser.zero_grad()
         torch.cuda.empty_cache()
         p.accumulate = min(2 * p.accumulate, s.batch_size // 2)
-        print(f"memory ran out in epoch {p.epoch}, step {p.step}: from here on {p.accumulate} micro-batches of at most "
-              f"{math.ceil(s.batch_size / p.accumulate)} rows; the effective batch stays {s.batch_size}", flush=True)
+        print(
+            f"memory ran out in epoch {p.epoch}, step {p.step}: from here on {p.accumulate} micro-batches of at most "
+            f"{math.ceil(s.batch_size / p.accumulate)} rows; the effective batch stays {s.batch_size}",
+            flush=True,
+        )
 
 # %% ../nbs/33_train.ipynb #1fc09808
 def train_step(run: Run, rows: Tensor) -> dict:
@@ -522,10 +788,12 @@ def train_step(run: Run, rows: Tensor) -> dict:
     s, p, a = run.settings, run.progress, run.accelerator
     losses = gradients_that_fit(run, rows)
     norm = a.clip_grad_norm_(run.model.parameters(), s.clip)
-    scaled = a.scaler is not None                       # fp16: the scaler passes over a step whose gradients overflow
+    scaled = a.scaler is not None  # fp16: the scaler passes over a step whose gradients overflow
     if not math.isfinite(losses["loss"]) or not (scaled or math.isfinite(norm)):
-        raise FloatingPointError(f"epoch {p.epoch}, step {p.step}: loss or gradients are not finite ({losses}, norm "
-                                 f"{float(norm)}). The last good state stays in {run.checkpoints.folder}. Start anew with a lower learning_rate or clip")
+        raise FloatingPointError(
+            f"epoch {p.epoch}, step {p.step}: loss or gradients are not finite ({losses}, norm "
+            f"{float(norm)}). The last good state stays in {run.checkpoints.folder}. Start anew with a lower learning_rate or clip"
+        )
     run.optimiser.step()
     run.schedule.step()
     run.optimiser.zero_grad()
@@ -534,8 +802,9 @@ def train_step(run: Run, rows: Tensor) -> dict:
 
 # %% ../nbs/33_train.ipynb #f6f8c5f3
 @torch.no_grad()
-def predict(run: Run, rows: list[int], write: bool = False,
-            shown: Tensor | None = None) -> tuple[Tensor, list[int], list[str]]:
+def predict(
+    run: Run, rows: list[int], write: bool = False, shown: Tensor | None = None
+) -> tuple[Tensor, list[int], list[str]]:
     """Logits (n, answers), predicted types and, if asked, generated answers for these rows.
 
     `shown` (n,): numbers of the pictures to be shown instead of their own."""
@@ -546,52 +815,93 @@ def predict(run: Run, rows: list[int], write: bool = False,
     size = max(1, 4 * run.settings.batch_size // run.progress.accumulate)
     own = lambda x: x.tensor_split(a.num_processes)[a.process_index].split(size)
     for part, pictures in zip(own(rows), own(shown)):
-        if not len(part): continue
+        if not len(part):
+            continue
         inputs = to_inputs(run.data.batch(part, pictures), run, False)
-        for name in ("labels", "type_labels", "image_ids", "question_ids", "open_rows", "generator_labels"): inputs.pop(name)
-        with a.autocast(): out = model(**inputs)
+        for name in (
+            "labels",
+            "type_labels",
+            "image_ids",
+            "question_ids",
+            "open_rows",
+            "generator_labels",
+        ):
+            inputs.pop(name)
+        with a.autocast():
+            out = model(**inputs)
         logits.append(out.logits.float().cpu())
         if model.config.ffae:
             types += out.type_logits.argmax(1).tolist()
-            if write: texts += model.write(out, run.settings.num_beams)
-    if a.num_processes == 1: return torch.cat(logits), types, texts
+            if write:
+                texts += model.write(out, run.settings.num_beams)
+    if a.num_processes == 1:
+        return torch.cat(logits), types, texts
     shares = gather_object([(torch.cat(logits).numpy(), types, texts)])
-    return torch.cat([torch.from_numpy(x) for x, _, _ in shares]), sum((x for _, x, _ in shares), []), sum((x for _, _, x in shares), [])
+    return (
+        torch.cat([torch.from_numpy(x) for x, _, _ in shares]),
+        sum((x for _, x, _ in shares), []),
+        sum((x for _, _, x in shares), []),
+    )
 
 
-def prediction_rows(run: Run, rows: list[int], logits: Tensor, types: list[int], texts: list[str], temperature: float) -> list[dict]:
+def prediction_rows(
+    run: Run,
+    rows: list[int],
+    logits: Tensor,
+    types: list[int],
+    texts: list[str],
+    temperature: float,
+) -> list[dict]:
     "One dictionary a question: what was asked, said and true, and whether it was right."
     answers, p = run.data.config.answers, (logits / temperature).softmax(-1)
     out = []
     for k, i in enumerate(rows):
         s, truth = run.data.samples[i], normalise_answer(run.data.samples[i].answer)
         digest = run.data.digests[run.data.image_ids[i]]
-        row = {"qid": s.qid, "image_id": s.image_id, "image_digest": digest,
-               "answer_type": s.answer_type, "question_type": s.question_type, "organ": s.organ,
-               "modality": s.modality, "linked_id": s.linked_id, "question": s.question, "answer": truth,
-               "predicted": answers[p[k].argmax()], "confidence": round(p[k].max().item(), 6)}
+        row = {
+            "qid": s.qid,
+            "image_id": s.image_id,
+            "image_digest": digest,
+            "answer_type": s.answer_type,
+            "question_type": s.question_type,
+            "organ": s.organ,
+            "modality": s.modality,
+            "linked_id": s.linked_id,
+            "question": s.question,
+            "answer": truth,
+            "predicted": answers[p[k].argmax()],
+            "confidence": round(p[k].max().item(), 6),
+        }
         row["correct"] = row["predicted"] == truth
-        if types: row["predicted_type"] = ("CLOSED", "OPEN")[types[k]]
-        if texts: row |= {"generated": texts[k], "generated_correct": normalise_answer(texts[k]) == truth}
+        if types:
+            row["predicted_type"] = ("CLOSED", "OPEN")[types[k]]
+        if texts:
+            row |= {"generated": texts[k], "generated_correct": normalise_answer(texts[k]) == truth}
         out.append(row)
     return out
 
 # %% ../nbs/33_train.ipynb #6a725c05
-FORMAT = 2      # of checkpoints; those of another one are refused
+FORMAT = 2  # of checkpoints; those of another one are refused
 
 
 def identity(s: Settings, samples: list[VQASample], processes: int) -> dict:
     "What a run shares with each of its checkpoints: all that determines its numbers."
     digests = {p: sha256_file(p) for p in dict.fromkeys(x.image for x in samples)}
-    data = sha256_json([[x.qid, x.question, x.answer, x.answer_type, x.split, digests[x.image]] for x in samples])
+    data = sha256_json(
+        [[x.qid, x.question, x.answer, x.answer_type, x.split, digests[x.image]] for x in samples]
+    )
     free = ("data_root", "save_every", "tensorboard", "restart")
     settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in free}
-    return json.loads(json.dumps({"format": FORMAT, **settings, "data": data, "processes": processes}))
+    return json.loads(
+        json.dumps({"format": FORMAT, **settings, "data": data, "processes": processes})
+    )
 
 # %% ../nbs/33_train.ipynb #aa6841bd
 class Checkpoints:
     "The checkpoints of one run, in `folder`: at most two, each complete or absent. `identity` names the run."
-    def __init__(self, folder: Path, identity: dict): self.folder, self.identity = Path(folder), identity
+
+    def __init__(self, folder: Path, identity: dict):
+        self.folder, self.identity = Path(folder), identity
 
     def files(self) -> list[Path]:
         "The oldest first."
@@ -608,12 +918,19 @@ class Checkpoints:
                 os.fsync(f.fileno())
             new = self.folder / f"{place}-{sha256_file(part)[:16]}.pt"
             os.replace(part, new)
-        except (OSError, RuntimeError) as e:                # torch has a RuntimeError for a full disk
-            with contextlib.suppress(OSError): part.unlink()
-            raise InputError(Problem(str(self.folder), f"no checkpoint can be written ({str(e).splitlines()[0]}; "
-                                     f"{shutil.disk_usage(self.folder.parent).free / 1e6:.0f} MB are free)",
-                                     "Make room and run it again: it goes on from the last checkpoint")) from e
-        for old in [f for f in self.files() if f != new][:-1]: old.unlink()
+        except (OSError, RuntimeError) as e:  # torch has a RuntimeError for a full disk
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise InputError(
+                Problem(
+                    str(self.folder),
+                    f"no checkpoint can be written ({str(e).splitlines()[0]}; "
+                    f"{shutil.disk_usage(self.folder.parent).free / 1e6:.0f} MB are free)",
+                    "Make room and run it again: it goes on from the last checkpoint",
+                )
+            ) from e
+        for old in [f for f in self.files() if f != new][:-1]:
+            old.unlink()
 
     def load(self) -> dict | None:
         """The newest state that is whole, or None where there is no checkpoint.
@@ -622,23 +939,46 @@ class Checkpoints:
         files = self.files()
         for path in reversed(files):
             try:
-                if not path.stem.endswith(sha256_file(path)[:16]): raise ValueError("its checksum is wrong")
+                if not path.stem.endswith(sha256_file(path)[:16]):
+                    raise ValueError("its checksum is wrong")
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 there = dict(state["identity"])
-            except Exception as e: warnings.warn(f"{path} is damaged ({str(e).splitlines()[0]}); the one before it is tried")
+            except Exception as e:
+                warnings.warn(
+                    f"{path} is damaged ({str(e).splitlines()[0]}); the one before it is tried"
+                )
             else:
                 self._compare(path, there)
                 return state
-        if files: raise InputError(Problem(str(self.folder), "none of its checkpoints is whole", "Start anew with restart=true"))
+        if files:
+            raise InputError(
+                Problem(
+                    str(self.folder),
+                    "none of its checkpoints is whole",
+                    "Start anew with restart=true",
+                )
+            )
 
     def _compare(self, path: Path, there: dict):
-        odd = [k for k in dict.fromkeys([*there, *self.identity]) if there.get(k) != self.identity.get(k)]
+        odd = [
+            k
+            for k in dict.fromkeys([*there, *self.identity])
+            if there.get(k) != self.identity.get(k)
+        ]
         if odd:
-            what = "; ".join(f"{k} is {there.get(k)!r} there, {self.identity.get(k)!r} here" for k in odd)
-            raise InputError(Problem(str(path), f"it belongs to an unfinished run of its own: {what}",
-                                     "Give the same again to go on with that one, or another folder, or restart=true to throw it away"))
+            what = "; ".join(
+                f"{k} is {there.get(k)!r} there, {self.identity.get(k)!r} here" for k in odd
+            )
+            raise InputError(
+                Problem(
+                    str(path),
+                    f"it belongs to an unfinished run of its own: {what}",
+                    "Give the same again to go on with that one, or another folder, or restart=true to throw it away",
+                )
+            )
 
-    def clear(self): shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/33_train.ipynb #3c78f9a3
 def trained_state(model: CMIMTL) -> dict:
@@ -652,10 +992,16 @@ def save_run(run: Run):
     p, a = run.progress, run.accelerator
     run.seconds()
     if a.is_main_process:
-        run.checkpoints.save(f"epoch-{p.epoch:04d}-{p.step:06d}", {
-            "progress": json.dumps(dataclasses.asdict(p)), "weights": trained_state(run.core), "optimiser": run.optimiser.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "scaler": a.scaler.state_dict() if a.scaler is not None else None})
+        run.checkpoints.save(
+            f"epoch-{p.epoch:04d}-{p.step:06d}",
+            {
+                "progress": json.dumps(dataclasses.asdict(p)),
+                "weights": trained_state(run.core),
+                "optimiser": run.optimiser.state_dict(),
+                "schedule": run.schedule.state_dict(),
+                "scaler": a.scaler.state_dict() if a.scaler is not None else None,
+            },
+        )
     a.wait_for_everyone()
 
 
@@ -663,16 +1009,23 @@ def restore_run(run: Run, state: dict):
     "Put a run's tensors back as a checkpoint has them. Raises `InputError` when they are not those of this model."
     shapes = lambda tensors: {n: tuple(x.shape) for n, x in tensors.items()}
     if shapes(state["weights"]) != shapes(trained_state(run.core)):
-        raise InputError(Problem(str(run.checkpoints.folder), "its parameters are those of another version of the model",
-                                 "Go on with the version that wrote it, or start anew with restart=true"))
+        raise InputError(
+            Problem(
+                str(run.checkpoints.folder),
+                "its parameters are those of another version of the model",
+                "Go on with the version that wrote it, or start anew with restart=true",
+            )
+        )
     run.core.load_state_dict(state["weights"], strict=False)
     run.optimiser.load_state_dict(state["optimiser"])
     run.schedule.load_state_dict(state["schedule"])
-    if state["scaler"]: run.accelerator.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
 
 # %% ../nbs/33_train.ipynb #00df1aa4
 class Stopped(SystemExit):
     "SIGTERM came; the checkpoint is written. Leaves Python with exit code 143, as a shell would report it."
+
     def __init__(self, message: str):
         super().__init__(message)
         self.code = 143
@@ -682,17 +1035,23 @@ class Stopped(SystemExit):
 def heed_sigterm():
     "Within the block SIGTERM does no more than put an entry into the list given. Only the main thread can do that."
     heard = []
-    if threading.current_thread() is not threading.main_thread(): yield heard; return
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(time.time()))
-    try: yield heard
-    finally: signal.signal(signal.SIGTERM, before)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def save_and_stop(run: Run, heard: list, due: bool):
     "Write a checkpoint where one is due or SIGTERM was heard by any process; raise `Stopped` in the latter case."
-    if heard: run.accelerator.set_trigger()
+    if heard:
+        run.accelerator.set_trigger()
     stop = run.accelerator.check_trigger()
-    if due or stop: save_run(run)
+    if due or stop:
+        save_run(run)
     if stop:
         message = f"stopped by SIGTERM; the same command goes on from {run.checkpoints.folder}"
         run.accelerator.print(message, flush=True)
@@ -703,14 +1062,24 @@ def train_epoch(run: Run, heard: list) -> dict:
     "The steps of this epoch that are left; mean of each part of the loss over all of it."
     p, batches = run.progress, epoch_batches(run, run.progress.epoch)
     run.model.train()
-    with tqdm(total=run.steps, initial=p.step, desc=f"epoch {p.epoch}", leave=False, mininterval=2, delay=2,
-              disable=not run.accelerator.is_main_process) as bar:
+    with tqdm(
+        total=run.steps,
+        initial=p.step,
+        desc=f"epoch {p.epoch}",
+        leave=False,
+        mininterval=2,
+        delay=2,
+        disable=not run.accelerator.is_main_process,
+    ) as bar:
         while p.step < run.steps:
             losses = train_step(run, batches[p.step])
-            for k, v in losses.items(): p.sums[k] = p.sums.get(k, 0.0) + v
+            for k, v in losses.items():
+                p.sums[k] = p.sums.get(k, 0.0) + v
             bar.set_postfix_str(" ".join(f"{k} {v:.2f}" for k, v in losses.items()), refresh=False)
             bar.update()
-            save_and_stop(run, heard, bool(run.settings.save_every) and p.step % run.settings.save_every == 0)
+            save_and_stop(
+                run, heard, bool(run.settings.save_every) and p.step % run.settings.save_every == 0
+            )
     return {k: v / run.steps for k, v in p.sums.items()}
 
 
@@ -718,8 +1087,15 @@ def validate(run: Run, rows: list[int]) -> dict:
     "Accuracy in percent and mean cross entropy (answers of the vocabulary only; None if there is none) on these rows."
     logits, labels = predict(run, rows)[0], run.data.labels[rows]
     known = labels >= 0
-    loss = round(nn.functional.cross_entropy(logits[known], labels[known]).item(), 5) if known.any() else None
-    return {"validation": round(100 * (logits.argmax(1) == labels).float().mean().item(), 3), "validation_loss": loss}
+    loss = (
+        round(nn.functional.cross_entropy(logits[known], labels[known]).item(), 5)
+        if known.any()
+        else None
+    )
+    return {
+        "validation": round(100 * (logits.argmax(1) == labels).float().mean().item(), 3),
+        "validation_loss": loss,
+    }
 
 # %% ../nbs/33_train.ipynb #e47cdc81
 def look_at_test(run: Run) -> dict:
@@ -732,16 +1108,22 @@ def look_at_test(run: Run) -> dict:
 def log_epoch(run: Run, row: dict):
     "Add an epoch to the history: in history.jsonl, on the terminal and, if wished, in TensorBoard."
     run.progress.history.append(row)
-    if not run.accelerator.is_main_process: return
+    if not run.accelerator.is_main_process:
+        return
     write_jsonl(run.folder / "history.jsonl", run.progress.history)
     validation = f"validation {row['validation']:5.1f}  " if "validation" in row else ""
-    print(f"epoch {row['epoch']:3d}/{run.settings.epochs}  loss {row['loss']:8.3f}  {validation}"
-          f"{row['seconds']:.0f} s", flush=True)
+    print(
+        f"epoch {row['epoch']:3d}/{run.settings.epochs}  loss {row['loss']:8.3f}  {validation}"
+        f"{row['seconds']:.0f} s",
+        flush=True,
+    )
     if run.settings.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
+
         with SummaryWriter(run.folder / "tensorboard") as board:
             for k, v in row.items():
-                if isinstance(v, float): board.add_scalar(k, v, row["epoch"])
+                if isinstance(v, float):
+                    board.add_scalar(k, v, row["epoch"])
 
 # %% ../nbs/33_train.ipynb #30cdc297
 def fit(run: Run, validation: list[int]):
@@ -752,7 +1134,8 @@ def fit(run: Run, validation: list[int]):
         while p.epoch <= run.settings.epochs:
             means = {k: round(v, 5) for k, v in train_epoch(run, heard).items()}
             row = {"epoch": p.epoch, **means, **(validate(run, validation) if validation else {})}
-            if watches_test(run.settings.variant): row |= look_at_test(run)
+            if watches_test(run.settings.variant):
+                row |= look_at_test(run)
             log_epoch(run, row | {"seconds": round(run.seconds() - p.epoch_began, 2)})
             p.epoch, p.step, p.sums, p.epoch_began = p.epoch + 1, 0, {}, p.seconds
             save_and_stop(run, heard, True)
@@ -760,7 +1143,8 @@ def fit(run: Run, validation: list[int]):
 # %% ../nbs/33_train.ipynb #66a85865
 def calibrate(run: Run, validation: list[int]) -> tuple[float, dict | None]:
     "Temperature fitted on these rows and their scores; 1 and None where there are no rows."
-    if not validation: return 1.0, None
+    if not validation:
+        return 1.0, None
     logits, types, _ = predict(run, validation)
     temperature = fit_temperature(logits, run.data.labels[validation])
     return temperature, score(prediction_rows(run, validation, logits, types, [], temperature))
@@ -787,9 +1171,10 @@ def encoder_record(encoder: nn.Module, name: str | None) -> dict:
 def fusion_options(config: CMIMTLConfig) -> dict:
     "All options of the fusion's blocks: those given, and the defaults of the others."
     parameters = dict(inspect.signature(FUSIONS[config.fusion]).parameters)
-    if "branch" in parameters: parameters |= inspect.signature(SelectiveBranch).parameters
+    if "branch" in parameters:
+        parameters |= inspect.signature(SelectiveBranch).parameters
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-    defaults.pop("dropout")                                 # a field of its own
+    defaults.pop("dropout")  # a field of its own
     return {**defaults, **config.fusion_options}
 
 
@@ -802,12 +1187,14 @@ def model_record(model: CMIMTL, preset: str) -> dict:
     "The configuration of a model just built, every field of it, as the record holds it."
     c, start = model.config, PRESET_WEIGHTS[preset]
     fields = set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "confidence_temperature"}
-    return {**{name: getattr(c, name) for name in sorted(fields)},
-            "image_encoder": encoder_record(model.image_encoder, start.get("image")),
-            "text_encoder": encoder_record(model.text_encoder, start.get("text")),
-            "fusion_options": fusion_options(c) if c.cifr else {},
-            "answers": {"size": len(c.answers), "sha256": sha256_json(c.answers)},
-            "shapes": shapes_digest(model)}
+    return {
+        **{name: getattr(c, name) for name in sorted(fields)},
+        "image_encoder": encoder_record(model.image_encoder, start.get("image")),
+        "text_encoder": encoder_record(model.text_encoder, start.get("text")),
+        "fusion_options": fusion_options(c) if c.cifr else {},
+        "answers": {"size": len(c.answers), "sha256": sha256_json(c.answers)},
+        "shapes": shapes_digest(model),
+    }
 
 # %% ../nbs/33_train.ipynb #8abec534
 def model_from_record(record: dict, answers: list[str] | None = None) -> CMIMTL:
@@ -819,20 +1206,35 @@ def model_from_record(record: dict, answers: list[str] | None = None) -> CMIMTL:
     check_schema(record, "the record")
     c = dict(record["model"])
     known, shapes = c.pop("answers"), c.pop("shapes")
-    if answers is None: answers = [f"answer {i}" for i in range(known["size"])]
+    if answers is None:
+        answers = [f"answer {i}" for i in range(known["size"])]
     elif sha256_json(list(answers)) != known["sha256"]:
-        raise InputError(Problem("answers", "they are not the vocabulary of the record",
-                                 "Give those of its run, in their order"))
+        raise InputError(
+            Problem(
+                "answers",
+                "they are not the vocabulary of the record",
+                "Give those of its run, in their order",
+            )
+        )
     for part in ("image_encoder", "text_encoder"):
         c[part] = AutoConfig.for_model(**c[part]["configuration"]).to_dict()
+
     def refuse(why):
-        return InputError(Problem("the record's model", f"this version makes another one of it: {why}",
-                                  f"Use commit {record['commit']}"))
+        return InputError(
+            Problem(
+                "the record's model",
+                f"this version makes another one of it: {why}",
+                f"Use commit {record['commit']}",
+            )
+        )
+
     lost = [name for name in c if name not in inspect.signature(CMIMTLConfig).parameters]
-    if lost: raise refuse(f"it has no {', '.join(lost)}")
+    if lost:
+        raise refuse(f"it has no {', '.join(lost)}")
     config = CMIMTLConfig(**c, answers=answers, confidence_temperature=record["temperature"])
     model = depart(CMIMTL(config), record["settings"]["variant"])
-    if shapes_digest(model) != shapes: raise refuse("weights have other names or shapes")
+    if shapes_digest(model) != shapes:
+        raise refuse("weights have other names or shapes")
     return model
 
 # %% ../nbs/33_train.ipynb #889cc09c
@@ -844,9 +1246,11 @@ def without_the_picture(run: Run, rows: list[int]) -> dict[str, list]:
     number = {digest: i for i, digest in enumerate(data.digests)}
     own = [data.digests[i] for i in data.image_ids[rows].tolist()]
     other = other_pictures(own, run.settings.seed)
+
     def right(shown):
         logits, _, _ = predict(run, rows, shown=torch.tensor(shown))
         return (logits.argmax(1) == data.labels[rows]).tolist()
+
     blank = right([len(data.digests)] * len(rows))
     shuffled = right([number[other[x]] for x in own]) if other else [None] * len(rows)
     return {"correct_blank": blank, "correct_shuffled": shuffled}
@@ -856,27 +1260,41 @@ def near_training(samples: list[VQASample], rows: list[int]) -> tuple[dict[str, 
     "Similarities of the nearest training questions for `rows`, and what the record says of them."
     said, unknown = {"encoder": SENTENCE_ENCODER}, [None] * len(rows)
     place = {q: i for i, q in enumerate(dict.fromkeys(x.question for x in samples))}
-    try: vectors = sentence_vectors(list(place))[[place[x.question] for x in samples]]
+    try:
+        vectors = sentence_vectors(list(place))[[place[x.question] for x in samples]]
     except (InputError, OSError):
         said["missing"] = "its weights are not at hand, and the hub does not give them"
         return {"nearest": unknown, "nearest_same_type": unknown}, said
     picture = [x.picture for x in samples]
     kind = [(p, x.answer_type) for p, x in zip(picture, samples)]
     training = [i for i, x in enumerate(samples) if x.split == "train"]
-    return {"nearest": nearest_similarity(vectors, picture, rows, training),
-            "nearest_same_type": nearest_similarity(vectors, kind, rows, training)}, said
+    return {
+        "nearest": nearest_similarity(vectors, picture, rows, training),
+        "nearest_same_type": nearest_similarity(vectors, kind, rows, training),
+    }, said
 
 # %% ../nbs/33_train.ipynb #bd678a1a
-def data_summary(samples: list[VQASample], digests: list[str], vocabulary: AnswerVocabulary) -> dict:
+def data_summary(
+    samples: list[VQASample], digests: list[str], vocabulary: AnswerVocabulary
+) -> dict:
     "Counts, checksums, leakage and ceiling: what the record says of the data."
     part = lambda split: [s for s in samples if s.split == split]
     rows = sorted((s.qid, s.question, s.answer, s.answer_type, s.split) for s in samples)
     test = part("test")
-    return {"questions": {x: len(part(x)) for x in ("train", "validation", "test")}, "images": len({s.image_id for s in samples}),
-            "sha256_questions": sha256_json(rows), "sha256_images": sha256_json(sorted(digests)), "answers": len(vocabulary),
-            "ceiling": {"overall": round(100 * vocabulary.ceiling(test), 3),
-                        "open": round(100 * vocabulary.ceiling([s for s in test if s.answer_type == "OPEN"]), 3)},
-            "leakage": leakage_report(samples)}
+    return {
+        "questions": {x: len(part(x)) for x in ("train", "validation", "test")},
+        "images": len({s.image_id for s in samples}),
+        "sha256_questions": sha256_json(rows),
+        "sha256_images": sha256_json(sorted(digests)),
+        "answers": len(vocabulary),
+        "ceiling": {
+            "overall": round(100 * vocabulary.ceiling(test), 3),
+            "open": round(
+                100 * vocabulary.ceiling([s for s in test if s.answer_type == "OPEN"]), 3
+            ),
+        },
+        "leakage": leakage_report(samples),
+    }
 
 # %% ../nbs/33_train.ipynb #ddd56f66
 def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASample]:
@@ -884,66 +1302,102 @@ def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASam
     own or carved; or none, its questions being training questions.
 
     Raises `InputError` when a split has no question."""
-    if samples is None: samples = load_dataset(s.dataset, s.data_root, **s.data_options)
+    if samples is None:
+        samples = load_dataset(s.dataset, s.data_root, **s.data_options)
     needed = ["train", "test"]
     if s.train_on == "train":
         samples = carve_validation(samples, s.validation_fraction, s.seed, s.carve_by)
         needed.insert(1, "validation")
-    else: samples = [replace(x, split="train") if x.split == "validation" else x for x in samples]
+    else:
+        samples = [replace(x, split="train") if x.split == "validation" else x for x in samples]
     missing = [split for split in needed if not any(x.split == split for x in samples)]
     if missing:
-        raise InputError(Problem(f"dataset={s.dataset!r}", f"no question in split {', '.join(missing)}",
-                                 "Give each split some questions"))
+        raise InputError(
+            Problem(
+                f"dataset={s.dataset!r}",
+                f"no question in split {', '.join(missing)}",
+                "Give each split some questions",
+            )
+        )
     return samples
 
 # %% ../nbs/33_train.ipynb #4149b8b0
 def start_accelerator(s: Settings) -> Accelerator:
     "Device, precision and processes. Raises `InputError` for what this machine does not have."
     for name in [k for k, v in os.environ.items() if k.endswith(("RANK", "WORLD_SIZE")) and not v]:
-        del os.environ[name]            # an empty one says nothing, but Accelerate takes it for a number
+        del os.environ[name]  # an empty one says nothing, but Accelerate takes it for a number
     device = pick_device(s.device)
     if device.type == "cpu" and s.mixed_precision == "fp16":
-        raise InputError(Problem("mixed_precision='fp16'", "it needs a GPU", "Use 'no' or 'bf16' on a CPU"))
+        raise InputError(
+            Problem("mixed_precision='fp16'", "it needs a GPU", "Use 'no' or 'bf16' on a CPU")
+        )
     if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError(Problem("tensorboard=True", "the package tensorboard is not installed", "pip install tensorboard"))
-    if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)      # a run before may have had other ones
+        raise InputError(
+            Problem(
+                "tensorboard=True",
+                "the package tensorboard is not installed",
+                "pip install tensorboard",
+            )
+        )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(True)  # a run before may have had other ones
     return Accelerator(cpu=device.type == "cpu", mixed_precision=s.mixed_precision)
 
 
 def coverage_line(c: dict) -> str:
     "What `answer_coverage` counted, as a sentence."
-    return (f"generator: {c['cut']} of {c['answers']} training answers take more than {c['max_length']} tokens and are cut; "
-            f"{c['changed']} do not come back from the tokenizer")
+    return (
+        f"generator: {c['cut']} of {c['answers']} training answers take more than {c['max_length']} tokens and are cut; "
+        f"{c['changed']} do not come back from the tokenizer"
+    )
 
 # %% ../nbs/33_train.ipynb #228865af
-def prepare_run(s: Settings, samples: list[VQASample], accelerator: Accelerator, progress: Progress,
-                state: dict | None, checkpoints: Checkpoints) -> Run:
+def prepare_run(
+    s: Settings,
+    samples: list[VQASample],
+    accelerator: Accelerator,
+    progress: Progress,
+    state: dict | None,
+    checkpoints: Checkpoints,
+) -> Run:
     "Model, data and run, from the start or as the checkpoint `state` has it."
     model = build_model(s, samples)
-    configuration = model_record(model, s.preset)           # now: encoders have their start weights
+    configuration = model_record(model, s.preset)  # now: encoders have their start weights
     vocabulary = AnswerVocabulary(model.config.answers)
     data = QuestionSet(samples, model, vocabulary, s.tokens_kept, accelerator.device)
-    if model.config.ffae: accelerator.print(coverage_line(data.generator_answers), flush=True)
+    if model.config.ffae:
+        accelerator.print(coverage_line(data.generator_answers), flush=True)
     rows = [i for i, x in enumerate(samples) if x.split == "train"]
     folder = checkpoints.folder.parent
     run = start_run(s, data, model, rows, accelerator, progress, folder, checkpoints)
     run.configuration = configuration
-    if state is not None: restore_run(run, state)
+    if state is not None:
+        restore_run(run, state)
     return run
 
 
-def _begin(s: Settings, folder: Path, checkpoints: Checkpoints, accelerator: Accelerator) -> tuple[Progress, dict | None]:
+def _begin(
+    s: Settings, folder: Path, checkpoints: Checkpoints, accelerator: Accelerator
+) -> tuple[Progress, dict | None]:
     "Where to begin: at a checkpoint if there is one, else at the start."
     state = None if s.restart else checkpoints.load()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for stray in folder.glob(".*.part"): stray.unlink()             # of a process that was killed while it wrote
+        for stray in folder.glob(".*.part"):
+            stray.unlink()  # of a process that was killed while it wrote
     if state is not None:
         p = Progress(**json.loads(state["progress"]))
-        accelerator.print(f"going on from epoch {p.epoch}, step {p.step} ({checkpoints.folder})", flush=True)
+        accelerator.print(
+            f"going on from epoch {p.epoch}, step {p.step} ({checkpoints.folder})", flush=True
+        )
         return p, state
-    old = json.loads((folder / "record.json").read_text(encoding="utf-8")) if (folder / "record.json").exists() else {}
+    old = (
+        json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        if (folder / "record.json").exists()
+        else {}
+    )
     if accelerator.is_main_process:
         checkpoints.clear()
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -952,15 +1406,24 @@ def _begin(s: Settings, folder: Path, checkpoints: Checkpoints, accelerator: Acc
 # %% ../nbs/33_train.ipynb #0df5ff4e
 @contextlib.contextmanager
 def _full_disk_is_said():
-    try: yield
+    try:
+        yield
     except (OSError, SafetensorError) as e:
-        if "No space left" not in str(e): raise
-        raise InputError(Problem("the disk", f"it is full ({e})", "Make room and run it again: it goes on from the last checkpoint")) from e
+        if "No space left" not in str(e):
+            raise
+        raise InputError(
+            Problem(
+                "the disk",
+                f"it is full ({e})",
+                "Make room and run it again: it goes on from the last checkpoint",
+            )
+        ) from e
 
 
 @_full_disk_is_said()
-def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = None,
-          trial: bool = False) -> dict:
+def train(
+    s: Settings, folder: str | Path, samples: list[VQASample] | None = None, trial: bool = False
+) -> dict:
     """Train, score the test split once, save. Returns the run record.
 
     A `trial` is a run that helps to choose settings: scored on validation alone, it does not look at
@@ -973,18 +1436,30 @@ def train(s: Settings, folder: str | Path, samples: list[VQASample] | None = Non
     transformers_logging.disable_progress_bar()
     folder = Path(folder)
     if trial and s.train_on != "train":
-        raise InputError(Problem(f"a trial with train_on={s.train_on!r}", "no validation split is held out",
-                                 "Give train_on='train'"))
+        raise InputError(
+            Problem(
+                f"a trial with train_on={s.train_on!r}",
+                "no validation split is held out",
+                "Give train_on='train'",
+            )
+        )
     samples = prepare_samples(s, samples)
     accelerator = start_accelerator(s)
-    checkpoints = Checkpoints(folder / "checkpoints", identity(s, samples, accelerator.num_processes))
+    checkpoints = Checkpoints(
+        folder / "checkpoints", identity(s, samples, accelerator.num_processes)
+    )
     progress, state = _begin(s, folder, checkpoints, accelerator)
     run = prepare_run(s, samples, accelerator, progress, state, checkpoints)
-    rows = {split: [i for i, x in enumerate(samples) if x.split == split]
-            for split in ("train", "validation", "test")}
-    accelerator.print(f"{s.dataset}: {', '.join(f'{len(x)} {split}' for split, x in rows.items())} "
-                      f"questions; {len(run.data.config.answers)} answers; "
-                      f"{sum(p.numel() for p in run.trained) / 1e6:.1f} M trained parameters", flush=True)
+    rows = {
+        split: [i for i, x in enumerate(samples) if x.split == split]
+        for split in ("train", "validation", "test")
+    }
+    accelerator.print(
+        f"{s.dataset}: {', '.join(f'{len(x)} {split}' for split, x in rows.items())} "
+        f"questions; {len(run.data.config.answers)} answers; "
+        f"{sum(p.numel() for p in run.trained) / 1e6:.1f} M trained parameters",
+        flush=True,
+    )
     fit(run, rows["validation"])
     return finish(run, rows["validation"], [] if trial else rows["test"])
 
@@ -998,7 +1473,8 @@ def score_test(run: Run, test: list[int], temperature: float) -> tuple[list[dict
     for i, row in enumerate(predictions):
         row |= {name: values[i] for name, values in measures.items()}
     scores = {"nearest_question": how_near, "test": score(predictions)}
-    if writes: scores["test_generated"] = score(predictions, "generated_correct")
+    if writes:
+        scores["test_generated"] = score(predictions, "generated_correct")
     return predictions, scores
 
 
@@ -1007,16 +1483,30 @@ def finish(run: Run, validation: list[int], test: list[int]) -> dict:
     checkpoints. Returns the record. Without `test` rows it is a trial: only the record is written."""
     s, p, a, model = run.settings, run.progress, run.accelerator, run.core
     temperature, validation_scores = calibrate(run, validation)
-    record = {"experiment": "train" if test else "trial", "schema": RECORD_SCHEMA,
-              "settings": dataclasses.asdict(s), **provenance(a.device),
-              "model": run.configuration, "history": p.history,
-              "data": data_summary(run.data.samples, run.data.digests, AnswerVocabulary(model.config.answers)),
-              "start_weights": PRESET_WEIGHTS[s.preset],
-              "parameters": {"trained": sum(x.numel() for x in run.trained), "all": model.num_parameters()},
-              "processes": a.num_processes, "accumulate": p.accumulate,
-              "temperature": round(temperature, 5), "test_scorings": p.test_scorings + bool(test),
-              "validation": validation_scores, **audit_record(s.variant, p.history)}
-    if model.config.ffae: record["data"]["generator_answers"] = run.data.generator_answers
+    record = {
+        "experiment": "train" if test else "trial",
+        "schema": RECORD_SCHEMA,
+        "settings": dataclasses.asdict(s),
+        **provenance(a.device),
+        "model": run.configuration,
+        "history": p.history,
+        "data": data_summary(
+            run.data.samples, run.data.digests, AnswerVocabulary(model.config.answers)
+        ),
+        "start_weights": PRESET_WEIGHTS[s.preset],
+        "parameters": {
+            "trained": sum(x.numel() for x in run.trained),
+            "all": model.num_parameters(),
+        },
+        "processes": a.num_processes,
+        "accumulate": p.accumulate,
+        "temperature": round(temperature, 5),
+        "test_scorings": p.test_scorings + bool(test),
+        "validation": validation_scores,
+        **audit_record(s.variant, p.history),
+    }
+    if model.config.ffae:
+        record["data"]["generator_answers"] = run.data.generator_answers
     if test:
         model.config.confidence_temperature = temperature
         predictions, scores = score_test(run, test, temperature)
@@ -1036,36 +1526,81 @@ def launch(s: Settings, folder: str | Path, processes: int) -> dict:
     """`train` in several processes of this machine, by `accelerate launch`. Returns the run record.
 
     Raises `RuntimeError` when they fail; what they said is printed."""
-    given = [x for k, v in dataclasses.asdict(s).items() if v is not None for x in ("-p", k, json.dumps(v, default=str))]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
-               "--mixed_precision", s.mixed_precision, "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cmi_mtl.train",
-               "--out", str(folder), *given]
-    environment = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // processes)), **os.environ}       # the processes share the cores
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-    for line in process.stdout: print(line, end="", flush=True)
-    if process.wait(): raise RuntimeError(f"{processes} processes failed, exit code {process.returncode}; what they said stands above")
+    given = [
+        x
+        for k, v in dataclasses.asdict(s).items()
+        if v is not None
+        for x in ("-p", k, json.dumps(v, default=str))
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        s.mixed_precision,
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "cmi_mtl.train",
+        "--out",
+        str(folder),
+        *given,
+    ]
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, os.cpu_count() // processes)),
+        **os.environ,
+    }  # the processes share the cores
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    for line in process.stdout:
+        print(line, end="", flush=True)
+    if process.wait():
+        raise RuntimeError(
+            f"{processes} processes failed, exit code {process.returncode}; what they said stands above"
+        )
     return json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
 
 
 def _value(text: str):
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def main(argv: list[str] | None = None) -> int:
     "The command line. Returns 0, or 2 for bad input, said on stderr; after SIGTERM Python leaves with 143."
-    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.train", description="Train, score the test split once.")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting; the value is JSON or text")
+    parser = argparse.ArgumentParser(
+        prog="python -m cmi_mtl.train", description="Train, score the test split once."
+    )
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a setting; the value is JSON or text",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for what the run writes")
     parser.add_argument("--trial", action="store_true", help="score on validation alone")
     args = parser.parse_args(argv)
     settings = {k: _value(v) for k, v in args.p}
-    try: record = train(make_settings(**settings), args.out, trial=args.trial)
+    try:
+        record = train(make_settings(**settings), args.out, trial=args.trial)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:
-        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK") or 0) == 0:
         scores = record["validation" if args.trial else "test"]
         print(", ".join(f"{k} {format_score(scores[k])}" for k in ("open", "closed", "overall")))
@@ -1073,4 +1608,5 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 # %% ../nbs/33_train.ipynb #12e73cf2
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

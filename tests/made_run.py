@@ -1,4 +1,5 @@
 "The smallest training there is, and ways to disturb it: `python tests/made_run.py folder` plays the kill test."
+
 import json
 import math
 import os
@@ -17,8 +18,17 @@ import cmi_mtl.train as T
 import made_data
 from cmi_mtl.core import read_jsonl
 
-MODEL = dict(hidden_size=16, image_size=32, num_queries=4, qformer_layers=2, qformer_heads=2, projection_size=8, fusion_layers=1,
-             fusion_options={"d_state": 4}, dropout=0.1)
+MODEL = dict(
+    hidden_size=16,
+    image_size=32,
+    num_queries=4,
+    qformer_layers=2,
+    qformer_heads=2,
+    projection_size=8,
+    fusion_layers=1,
+    fusion_options={"d_state": 4},
+    dropout=0.1,
+)
 SPLITS = dict(train=36, validation=10, test=8)
 
 
@@ -26,29 +36,58 @@ def settings(folder, **given):
     "Settings for a table of invented questions, which is written into `folder` where it is missing."
     folder = Path(folder)
     if not (folder / "table.csv").exists():
-        made_data.write({f"{i}.png": made_data.picture(i, (32, 32), "PNG") for i in range(8)}, folder)
-        kinds = [("OPEN", "Where is it?", "left side"), ("CLOSED", "Is it well?", "yes"), ("CLOSED", "Is it large?", "no"),
-                 ("OPEN", "What is it?", "lung"), ("CLOSED", "Is it dark?", "yes")]
-        rows = [f"{i % 8}.png,{kinds[i % 5][1][:-1]} {split} {i}?,{kinds[i % 5][2]},{kinds[i % 5][0]},{split}"
-                for split, n in SPLITS.items() for i in range(n)]
-        (folder / "table.csv").write_text("\n".join(["image,question,answer,answer_type,split", *rows]), encoding="utf-8")
+        made_data.write(
+            {f"{i}.png": made_data.picture(i, (32, 32), "PNG") for i in range(8)}, folder
+        )
+        kinds = [
+            ("OPEN", "Where is it?", "left side"),
+            ("CLOSED", "Is it well?", "yes"),
+            ("CLOSED", "Is it large?", "no"),
+            ("OPEN", "What is it?", "lung"),
+            ("CLOSED", "Is it dark?", "yes"),
+        ]
+        rows = [
+            f"{i % 8}.png,{kinds[i % 5][1][:-1]} {split} {i}?,{kinds[i % 5][2]},{kinds[i % 5][0]},{split}"
+            for split, n in SPLITS.items()
+            for i in range(n)
+        ]
+        (folder / "table.csv").write_text(
+            "\n".join(["image,question,answer,answer_type,split", *rows]), encoding="utf-8"
+        )
     model = {**MODEL, **given.pop("model_options", {})}
-    return T.make_settings("table", "tiny", data_root=str(folder / "table.csv"), device="cpu",
-                           **{**dict(epochs=3, batch_size=8, learning_rate=1e-2, model_options=model), **given})
+    return T.make_settings(
+        "table",
+        "tiny",
+        data_root=str(folder / "table.csv"),
+        device="cpu",
+        **{**dict(epochs=3, batch_size=8, learning_rate=1e-2, model_options=model), **given},
+    )
 
 
 def outcome(folder):
     "What a finished run leaves, without times and provenance."
     folder = Path(folder)
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    for k in ("time", "seconds", "commit", "tree_changed"): record.pop(k)
-    for row in record["history"]: row.pop("seconds")
-    for k in ("restart", "save_every", "tensorboard", "data_root"): record["settings"].pop(k)
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    for row in history: row.pop("seconds")
+    for k in ("time", "seconds", "commit", "tree_changed"):
+        record.pop(k)
+    for row in record["history"]:
+        row.pop("seconds")
+    for k in ("restart", "save_every", "tensorboard", "data_root"):
+        record["settings"].pop(k)
+    history = [
+        json.loads(line)
+        for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for row in history:
+        row.pop("seconds")
     config = json.loads((folder / "model/config.json").read_text(encoding="utf-8"))
-    return {"record": record, "history": history, "predictions": read_jsonl(folder / "predictions.jsonl"), "config": config,
-            "weights": load_file(folder / "model/model.safetensors")}
+    return {
+        "record": record,
+        "history": history,
+        "predictions": read_jsonl(folder / "predictions.jsonl"),
+        "config": config,
+        "weights": load_file(folder / "model/model.safetensors"),
+    }
 
 
 def assert_alike(a, b, place="outcome"):
@@ -57,30 +96,53 @@ def assert_alike(a, b, place="outcome"):
     Between two kinds of processor, weights of these runs differ by up to 2e-4, numbers in the records by less."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), f"{place}: {sorted(a.keys() ^ b.keys())}"
-        for k in a: assert_alike(a[k], b[k], f"{place}, {k}")
+        for k in a:
+            assert_alike(a[k], b[k], f"{place}, {k}")
     elif isinstance(a, list):
         assert len(a) == len(b), f"{place}: {len(a)} and {len(b)} entries"
-        for i, (x, y) in enumerate(zip(a, b)): assert_alike(x, y, f"{place}, {i}")
-    elif isinstance(a, torch.Tensor): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda m: f"{place}: {m}")
-    elif isinstance(a, float): assert math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3), f"{place}: {a} and {b}"
-    else: assert a == b, f"{place}: {a!r} and {b!r}"
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_alike(x, y, f"{place}, {i}")
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=lambda m: f"{place}: {m}")
+    elif isinstance(a, float):
+        assert math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3), f"{place}: {a} and {b}"
+    else:
+        assert a == b, f"{place}: {a!r} and {b!r}"
 
 
 def disturb(moment, action, only=None):
     """Call `action` at the given tick, counting all, or `only` those of one place. A tick comes before each step, each forward pass without gradients, each file that is put in
     its place or deleted, half way through each checkpoint, and before each part of what a run leaves."""
     ticks = iter(range(1, 10**6))
+
     def tick(place):
-        if only in (None, place) and next(ticks) == moment: action(place)
+        if only in (None, place) and next(ticks) == moment:
+            action(place)
+
     def before(owner, name):
         old = getattr(owner, name)
+
         def new(*args, **kwargs):
             tick(name)
             return old(*args, **kwargs)
+
         setattr(owner, name, new)
-    for owner, name in ((T, "train_step"), (T, "predict"), (os, "replace"), (Path, "unlink"), (T, "finish"), (T, "write_jsonl"),
-                        (T, "write_json"), (T.Checkpoints, "clear"), (T.CMIMTL, "save_pretrained"), (T, "build_model")): before(owner, name)
+
+    for owner, name in (
+        (T, "train_step"),
+        (T, "predict"),
+        (os, "replace"),
+        (Path, "unlink"),
+        (T, "finish"),
+        (T, "write_jsonl"),
+        (T, "write_json"),
+        (T.Checkpoints, "clear"),
+        (T.CMIMTL, "save_pretrained"),
+        (T, "build_model"),
+    ):
+        before(owner, name)
     save = torch.save
+
     def halting(state, f):
         start = f.tell()
         save(state, f)
@@ -92,6 +154,7 @@ def disturb(moment, action, only=None):
         f.seek(start)
         f.truncate()
         save(state, f)
+
     torch.save = halting
 
 
@@ -104,8 +167,10 @@ def in_child(work):
         try:
             work()
             code = 0
-        except SystemExit as e: code = e.code
-        except BaseException as e: print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        except SystemExit as e:
+            code = e.code
+        except BaseException as e:
+            print(f"{type(e).__name__}: {e}", file=sys.stderr)
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -122,24 +187,41 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
     assert in_child(lambda: T.train(s, top / "alone")) == 0
     alone = time.perf_counter() - start
     while len(done) < kills:
-        how, moment = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]), rng.randint(1, longest)
+        how, moment = (
+            rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]),
+            rng.randint(1, longest),
+        )
         delay, only = rng.choice([0, rng.random() / 50]), None
-        if len(done) % 5 == 0: how, moment, delay, only = signal.SIGKILL, rng.randint(1, 2), 0, "half a checkpoint"
+        if len(done) % 5 == 0:
+            how, moment, delay, only = signal.SIGKILL, rng.randint(1, 2), 0, "half a checkpoint"
+
         def action(place):
             (top / "place").write_text(place, encoding="utf-8")
             kill = lambda: os.kill(os.getpid(), how)
             kill() if delay == 0 else threading.Timer(delay, kill).start()
+
         def work():
             disturb(moment, action, only)
             T.train(s, top / f"killed{runs}")
+
         status = in_child(work)
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        if code in (-signal.SIGKILL, -signal.SIGTERM, 143): done.append((how.name, (top / "place").read_text(encoding="utf-8"), code))
-        elif code: raise RuntimeError(f"the run failed after {done}")
-        finished = (top / f"killed{runs}/record.json").exists() and not list((top / f"killed{runs}").rglob("*.pt"))
-        runs += finished                                    # it may be killed after its end, too
-    if not finished: assert in_child(lambda: T.train(s, top / f"killed{runs}")) == 0
-    return {"kills": done, "runs": runs + (not finished), "seconds": time.perf_counter() - start, "alone": alone}
+        if code in (-signal.SIGKILL, -signal.SIGTERM, 143):
+            done.append((how.name, (top / "place").read_text(encoding="utf-8"), code))
+        elif code:
+            raise RuntimeError(f"the run failed after {done}")
+        finished = (top / f"killed{runs}/record.json").exists() and not list(
+            (top / f"killed{runs}").rglob("*.pt")
+        )
+        runs += finished  # it may be killed after its end, too
+    if not finished:
+        assert in_child(lambda: T.train(s, top / f"killed{runs}")) == 0
+    return {
+        "kills": done,
+        "runs": runs + (not finished),
+        "seconds": time.perf_counter() - start,
+        "alone": alone,
+    }
 
 
 if __name__ == "__main__":

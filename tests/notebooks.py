@@ -8,6 +8,7 @@ the syntax tree counts: comments, layout and prose do not.
 the new digests; --all executes every one; --check writes nothing, says which are stale and why, and
 exits with 1. What nbdev_test does not execute (`#| eval: false`, the flags of settings.ini,
 `skip_exec`) keeps the outputs it has."""
+
 import argparse
 import ast
 import concurrent.futures
@@ -35,10 +36,10 @@ from nbdev.process import NBProcessor, extract_directives
 from cmi_mtl.core import write_text
 
 SIDECAR = "nbs/outputs.json"
-LAST = "index.ipynb"            # reads what the others may have written
-RUNS = "runs"                   # what notebooks write there is no part of the repository
+LAST = "index.ipynb"  # reads what the others may have written
+RUNS = "runs"  # what notebooks write there is no part of the repository
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-UNWANTED = ("MPLBACKEND", "CMI_MTL_MODEL")   # would take the pictures away, show the user's model
+UNWANTED = ("MPLBACKEND", "CMI_MTL_MODEL")  # would take the pictures away, show the user's model
 
 
 def digest(obj):
@@ -49,10 +50,13 @@ def digest(obj):
 
 # ---------------------------------------------------------------- what outputs depend on
 
+
 def tree_of(cell):
     "A code cell's syntax tree, magics as IPython's calls; None where it is no Python."
-    try: return ast.parse(TransformerManager().transform_cell(cell.source))
-    except SyntaxError: return None
+    try:
+        return ast.parse(TransformerManager().transform_cell(cell.source))
+    except SyntaxError:
+        return None
 
 
 def has_content(cell):
@@ -61,10 +65,12 @@ def has_content(cell):
     return bool(cell.outputs or tree is None or tree.body)
 
 
-def code_cells(nb): return [c for c in nb.cells if c.cell_type == "code" and has_content(c)]
+def code_cells(nb):
+    return [c for c in nb.cells if c.cell_type == "code" and has_content(c)]
 
 
-def directives(cell): return extract_directives(cell, remove=False)
+def directives(cell):
+    return extract_directives(cell, remove=False)
 
 
 def is_executed(cell, flags):
@@ -84,14 +90,16 @@ def normal(cell, flags):
 def imported(tree):
     "Names of the package's modules that a syntax tree imports, by any kind of import."
     for node in ast.walk(tree):
-        if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
         names = [a.name for a in node.names]
         if isinstance(node, ast.ImportFrom):
             package = "cmi_mtl" if node.level else ""
             origin = ".".join(filter(None, [package, node.module]))
             names = [f"{origin}.{n}" for n in names]
         for n in names:
-            if n.split(".")[0] == "cmi_mtl": yield (n + ".__init__").split(".")[1]
+            if n.split(".")[0] == "cmi_mtl":
+                yield (n + ".__init__").split(".")[1]
 
 
 def strings(tree):
@@ -99,12 +107,23 @@ def strings(tree):
     return [v for v in constants if isinstance(v, str)]
 
 
+class Absolute(ast.NodeTransformer):
+    "`from .core import x` as `from cmi_mtl.core import x`: nbdev writes now one, now the other."
+
+    def visit_ImportFrom(self, node):
+        if node.level:
+            node.module = ".".join(filter(None, ["cmi_mtl", node.module]))
+            node.level = 0
+        return node
+
+
 def modules_of(root):
     "Of each module of the package: its digest, without its docstring (prose), and what it imports."
     out = {}
     for path in sorted((root / "cmi_mtl").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if ast.get_docstring(tree): del tree.body[0]
+        tree = Absolute().visit(ast.parse(path.read_text(encoding="utf-8")))
+        if ast.get_docstring(tree):
+            del tree.body[0]
         out[path.stem] = digest(ast.dump(tree)), set(imported(tree))
     return out
 
@@ -131,7 +150,8 @@ def files_named(trees, folder, root):
 
 def content(path):
     "Digest of a file, or of the files right in a folder."
-    if path.is_file(): return digest(path.read_bytes())
+    if path.is_file():
+        return digest(path.read_bytes())
     files = [p for p in path.iterdir() if p.is_file() and p.name[0] != "."]
     return digest({p.name: digest(p.read_bytes()) for p in files})
 
@@ -148,15 +168,18 @@ def entry_of(nb, path, root, modules, flags):
     trees = [t for c in code if (t := tree_of(c))]
     exports = (directives(c).get("default_exp") for c in nb.cells)
     own = next((name[0] for name in exports if name), None)
-    return {"code": digest([normal(c, flags) for c in code]),
-            "modules": {m: modules[m][0] for m in needed(trees, own, modules)},
-            "files": {f: content(root / f) for f in files_named(trees, path.parent, root)},
-            "outputs": digest(outputs_of(nb))}
+    return {
+        "code": digest([normal(c, flags) for c in code]),
+        "modules": {m: modules[m][0] for m in needed(trees, own, modules)},
+        "files": {f: content(root / f) for f in files_named(trees, path.parent, root)},
+        "outputs": digest(outputs_of(nb)),
+    }
 
 
 def reasons(old, new):
     "Why a notebook's stored outputs are stale; empty where they are not."
-    if not old: return ["it has no entry"]
+    if not old:
+        return ["it has no entry"]
     out = ["its code changed"] if old["code"] != new["code"] else []
     for kind, name in (("modules", "cmi_mtl/{}.py"), ("files", "{}")):
         both = {**old[kind], **new[kind]}
@@ -167,6 +190,7 @@ def reasons(old, new):
 
 
 # ---------------------------------------------------------------- execution
+
 
 def kernel_environment(root, cache):
     "This process's environment, the checkout's package first, and a cache without older results."
@@ -180,8 +204,9 @@ def start_client(nb):
 
     It is encrypted, since without that every kernel warns on the terminal that it is not."""
     specs = KernelSpecManager(kernel_dirs=[])
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs,
-                                transport_encryption="auto")
+    kernel = AsyncKernelManager(
+        kernel_name="python3", kernel_spec_manager=specs, transport_encryption="auto"
+    )
     return NotebookClient(nb, km=kernel, coalesce_streams=True, record_timing=False)
 
 
@@ -189,7 +214,8 @@ def failure(cell, error):
     "The first line of a cell, and what went wrong in it."
     lines = [x.strip() for x in cell.source.splitlines()]
     first = next((x for x in lines if x and x[0] != "#"), "")
-    if isinstance(error, CellExecutionError): return f"({first!r}): {error.ename}: {error.evalue}"
+    if isinstance(error, CellExecutionError):
+        return f"({first!r}): {error.ename}: {error.evalue}"
     return f"({first!r}): {type(error).__name__}: {error}"
 
 
@@ -201,8 +227,10 @@ def execute(nb, folder, env, flags):
     client = start_client(nb)
     with client.setup_kernel(env=env, cwd=str(folder), cleanup_kc=True):
         for i, cell in enumerate(nb.cells):
-            if cell.cell_type != "code" or not is_executed(cell, flags): continue
-            try: client.execute_cell(cell, i)
+            if cell.cell_type != "code" or not is_executed(cell, flags):
+                continue
+            try:
+                client.execute_cell(cell, i)
             except Exception as e:
                 raise RuntimeError(f"cell {i + 1} of {len(nb.cells)} {failure(cell, e)}") from e
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
@@ -211,8 +239,13 @@ def execute(nb, folder, env, flags):
 def cleaned(nb, config):
     "The notebook's text as nbdev_clean leaves it."
     plain = json.loads(nbformat.writes(nb))
-    clean_nb(plain, config.clear_all, config.allowed_metadata_keys.split(),
-             config.allowed_cell_metadata_keys.split(), config.clean_ids)
+    clean_nb(
+        plain,
+        config.clear_all,
+        config.allowed_metadata_keys.split(),
+        config.allowed_cell_metadata_keys.split(),
+        config.clean_ids,
+    )
     return nb2str(plain)
 
 
@@ -235,9 +268,12 @@ def renew(name, root, cache):
 
 # ---------------------------------------------------------------- the command
 
+
 def front_matter(root, name):
-    try: return NBProcessor(root / name, procs=FrontmatterProc, process=True).nb.frontmatter_
-    except ValueError: sys.exit(f"error: {name} is no notebook. Mend its JSON, or take it from git")
+    try:
+        return NBProcessor(root / name, procs=FrontmatterProc, process=True).nb.frontmatter_
+    except ValueError:
+        sys.exit(f"error: {name} is no notebook. Mend its JSON, or take it from git")
 
 
 def notebooks_of(root):
@@ -249,9 +285,12 @@ def notebooks_of(root):
 
 
 def read_sidecar(root):
-    if not (root / SIDECAR).exists(): return {}
-    try: return json.loads((root / SIDECAR).read_text(encoding="utf-8"))
-    except ValueError: sys.exit(f"error: {SIDECAR} is not JSON. Delete it and run `make notebooks`")
+    if not (root / SIDECAR).exists():
+        return {}
+    try:
+        return json.loads((root / SIDECAR).read_text(encoding="utf-8"))
+    except ValueError:
+        sys.exit(f"error: {SIDECAR} is not JSON. Delete it and run `make notebooks`")
 
 
 def write_sidecar(root, entries):
@@ -273,7 +312,8 @@ def stale(root):
 
 def store(name, done, root):
     "Put what `renew` found into the sidecar. Returns whether it succeeded."
-    try: entry, seconds = done.result()
+    try:
+        entry, seconds = done.result()
     except RuntimeError as e:
         print(f"error: {name}, {e}", file=sys.stderr, flush=True)
         return False
@@ -293,33 +333,41 @@ def renew_all(names, root):
                 for done in concurrent.futures.as_completed(begun):
                     failed += not store(begun[done], done, root)
             except BaseException:
-                pool.shutdown(cancel_futures=True)      # an interrupt begins nothing more
+                pool.shutdown(cancel_futures=True)  # an interrupt begins nothing more
                 raise
     return failed
 
 
 def check(found):
     "Say which notebooks are stale, and why. Returns 1 where there are any."
-    for name, why in found.items(): print(f"{name}: {', '.join(why)}", file=sys.stderr)
-    if found: print("run `make notebooks` and commit what it stores", file=sys.stderr)
+    for name, why in found.items():
+        print(f"{name}: {', '.join(why)}", file=sys.stderr)
+    if found:
+        print("run `make notebooks` and commit what it stores", file=sys.stderr)
     return int(bool(found))
 
 
 def renew_stale(found, names, root, every):
     "Execute the stale notebooks, or every one. Returns 1 where one failed."
     kept = {k: v for k, v in read_sidecar(root).items() if k in names}
-    if kept != read_sidecar(root): write_sidecar(root, kept)
+    if kept != read_sidecar(root):
+        write_sidecar(root, kept)
     for name in names:
-        if name in found: print(f"{name}: {', '.join(found[name])}", flush=True)
-        elif not every: print(f"{name}: up to date", flush=True)
+        if name in found:
+            print(f"{name}: {', '.join(found[name])}", flush=True)
+        elif not every:
+            print(f"{name}: up to date", flush=True)
     failed = renew_all([n for n in names if every or n in found], root)
-    if failed: print(f"{failed} failed; they and their entries stay as they were", file=sys.stderr)
+    if failed:
+        print(f"{failed} failed; they and their entries stay as they were", file=sys.stderr)
     return int(bool(failed))
 
 
 def main(argv, root):
-    parser = argparse.ArgumentParser(prog="python tests/notebooks.py",
-                                     description="Execute and store the notebooks that changed.")
+    parser = argparse.ArgumentParser(
+        prog="python tests/notebooks.py",
+        description="Execute and store the notebooks that changed.",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="execute every notebook")
     which.add_argument("--check", action="store_true", help="write nothing; name the stale ones")
@@ -328,4 +376,5 @@ def main(argv, root):
     return check(found) if args.check else renew_stale(found, notebooks_of(root), root, args.all)
 
 
-if __name__ == "__main__": sys.exit(main(sys.argv[1:], Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], Path(__file__).resolve().parent.parent))

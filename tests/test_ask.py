@@ -1,4 +1,5 @@
 "The ask page, served by Voila, in a real browser: it answers, shows a map, and says what is wrong with what it is given."
+
 import os
 import shutil
 import socket
@@ -12,14 +13,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BROWSER = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
-if BROWSER is None: print("tests/test_ask.py: no Chromium on this machine, so the ask page is not tested in a browser", file=sys.__stderr__)
+BROWSER = next(
+    (
+        p
+        for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
+        if p
+    ),
+    None,
+)
+if BROWSER is None:
+    print(
+        "tests/test_ask.py: no Chromium on this machine, so the ask page is not tested in a browser",
+        file=sys.__stderr__,
+    )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     "A model that has seen forty small pictures once."
     from cmi_mtl.train import make_settings, train
+
     folder = tmp_path_factory.mktemp("run")
     train(make_settings("phantom", data_options={"n_images": 60}, epochs=1, device="cpu"), folder)
     return folder / "model"
@@ -32,8 +45,21 @@ def address(model):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {**os.environ, "CMI_MTL_MODEL": str(model), "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([sys.executable, "-m", "voila", "nbs/ask.ipynb", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"],
-                              cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "voila",
+            "nbs/ask.ipynb",
+            "--no-browser",
+            f"--port={port}",
+            "--Voila.ip=127.0.0.1",
+        ],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(300):
@@ -41,8 +67,10 @@ def address(model):
             try:
                 urllib.request.urlopen(f"{url}voila/static/", timeout=1)
                 break
-            except urllib.error.HTTPError: break
-            except OSError: time.sleep(0.2)
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                time.sleep(0.2)
         yield url
     finally:
         server.terminate()
@@ -52,6 +80,7 @@ def address(model):
 @pytest.fixture(scope="module")
 def page(address):
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 950})
@@ -63,11 +92,13 @@ def page(address):
 
 
 def upload(page, path):
-    with page.expect_file_chooser() as chooser: page.get_by_role("button", name="Upload").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload").click()
     chooser.value.set_files(path)
 
 
-def shown(page): return page.locator("img[src^=blob]").get_attribute("src")
+def shown(page):
+    return page.locator("img[src^=blob]").get_attribute("src")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -80,8 +111,10 @@ def test_page_answers_and_shows_a_map(page, tmp_path):
     assert "%)" in text and "Written by the generator" in text
     assert shown(page) != before
     size = page.locator("img[src^=blob]").evaluate("i => [i.naturalWidth, i.naturalHeight]")
-    assert size[0] > 1.5 * size[1]                             # picture and map side by side
-    page.screenshot(path=os.environ.get("CMI_MTL_SCREENSHOT") or tmp_path / "ask.png", full_page=True)
+    assert size[0] > 1.5 * size[1]  # picture and map side by side
+    page.screenshot(
+        path=os.environ.get("CMI_MTL_SCREENSHOT") or tmp_path / "ask.png", full_page=True
+    )
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -103,6 +136,7 @@ def test_wrong_file_gets_a_message_and_a_right_one_an_answer(page, tmp_path):
     assert "Runners-up" not in page.inner_text("body")
 
     import made_data
+
     (tmp_path / "mine.png").write_bytes(made_data.picture(3))
     upload(page, tmp_path / "mine.png")
     page.get_by_text("notes.txt").wait_for(state="detached", timeout=60_000)

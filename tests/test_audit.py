@@ -1,4 +1,5 @@
 "The audit: each departure changes what it says and nothing else, and nobody else looks at the test split."
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,17 @@ from safetensors.torch import load_file
 import cmi_mtl.train as T
 import made_run
 from cmi_mtl import tables
-from cmi_mtl.audit import (AUDIT, DEPARTURES, FirstToken, base_of, changes_of, depart, load_audited, looked,
-                           watches_test)
+from cmi_mtl.audit import (
+    AUDIT,
+    DEPARTURES,
+    FirstToken,
+    base_of,
+    changes_of,
+    depart,
+    load_audited,
+    looked,
+    watches_test,
+)
 from cmi_mtl.core import InputError
 from cmi_mtl.run import run_notebook
 from cmi_mtl.samples import AnswerVocabulary
@@ -22,11 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOKS = ("audit_test_epoch", "audit_all", "audit_paper_all")
 RANDOM = ("audit_random_cifr", "audit_all", "audit_paper_random_cifr", "audit_paper_all")
 PADS = ("audit_padded_generator", "audit_padded_scan", "audit_all", "audit_paper_all")
-NEW_ANSWER = "spleen"           # stands in the test split alone
+NEW_ANSWER = "spleen"  # stands in the test split alone
 
 
 @pytest.fixture(scope="module")
-def top(tmp_path_factory): return tmp_path_factory.mktemp("audit")
+def top(tmp_path_factory):
+    return tmp_path_factory.mktemp("audit")
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +51,51 @@ def samples(top):
     return [*train, *held, *test]
 
 
-def settings(top, variant, **given): return made_run.settings(top, variant=variant, epochs=2, **given)
+def settings(top, variant, **given):
+    return made_run.settings(top, variant=variant, epochs=2, **given)
 
 
 @pytest.fixture(scope="module")
 def trained(top, samples):
     "Folder and record of a run of two steps, for each variant that is asked for."
     done = {}
+
     def run(variant):
         if variant not in done:
             with pytest.MonkeyPatch.context() as m:
                 m.setattr(T, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
                 done[variant] = T.train(settings(top, variant), top / variant, samples)
         return top / variant, done[variant]
+
     return run
 
 
 @pytest.fixture
 def begun(top, samples, tmp_path):
     "A run of the variant that has not made a step."
+
     def begin(variant, **given):
         s = settings(top, variant, **given)
         model, accelerator = T.build_model(s, samples), Accelerator(cpu=True)
         vocabulary = AnswerVocabulary(model.config.answers)
         data = T.QuestionSet(samples, model, vocabulary, False, accelerator.device)
         rows = [i for i, x in enumerate(samples) if x.split == "train"]
-        return T.start_run(s, data, model, rows, accelerator, T.Progress(), tmp_path,
-                           T.Checkpoints(tmp_path / "checkpoints", {}))
+        return T.start_run(
+            s,
+            data,
+            model,
+            rows,
+            accelerator,
+            T.Progress(),
+            tmp_path,
+            T.Checkpoints(tmp_path / "checkpoints", {}),
+        )
+
     return begin
 
 
 # ---------------------------------------------------------------- each variant
+
 
 @pytest.mark.parametrize("variant", AUDIT)
 def test_trains_and_says_so(trained, variant):
@@ -84,7 +109,8 @@ def test_trains_and_says_so(trained, variant):
     saved, again = load_file(folder / "model/model.safetensors"), load_audited(folder / "model")
     assert again.config.audit == variant
     for name, weight in again.state_dict().items():
-        if name in saved: torch.testing.assert_close(weight, saved[name])
+        if name in saved:
+            torch.testing.assert_close(weight, saved[name])
     assert saved.keys() <= again.state_dict().keys()
     built = T.model_from_record(kept)
     assert built.state_dict().keys() == again.state_dict().keys()
@@ -96,19 +122,29 @@ def test_trains_and_says_so(trained, variant):
 def test_differs_from_its_base_in_what_it_says_alone(begun, samples, variant):
     base, run = begun(base_of(variant)), begun(variant)
     more_answers = "6a" in AUDIT[variant]["departures"]
-    changed = {k for k in vars(run.settings) if getattr(run.settings, k) != getattr(base.settings, k)}
+    changed = {
+        k for k in vars(run.settings) if getattr(run.settings, k) != getattr(base.settings, k)
+    }
     assert changed == {"variant", *changes_of(variant, "settings")}
     fields = T.model_record(run.core, "tiny")
     odd = {k for k, v in T.model_record(base.core, "tiny").items() if fields[k] != v}
-    may = {*changes_of(variant, "options"), "answers", "shapes"} if more_answers or variant in RANDOM \
+    may = (
+        {*changes_of(variant, "options"), "answers", "shapes"}
+        if more_answers or variant in RANDOM
         else {*changes_of(variant, "options")}
+    )
     assert odd <= may
     one, other = base.core.state_dict(), run.core.state_dict()
-    assert {k.split(".")[0] for k in one.keys() ^ other.keys()} == ({"cifr"} if variant in RANDOM else set())
+    assert {k.split(".")[0] for k in one.keys() ^ other.keys()} == (
+        {"cifr"} if variant in RANDOM else set()
+    )
     grown = {k for k in other if one[k].shape != other[k].shape}
-    assert grown == ({"classifier.head.4.weight", "classifier.head.4.bias"} if more_answers else set())
-    if not more_answers:                            # a larger head draws more random numbers
-        for k in other: assert torch.equal(one[k], other[k]), k
+    assert grown == (
+        {"classifier.head.4.weight", "classifier.head.4.bias"} if more_answers else set()
+    )
+    if not more_answers:  # a larger head draws more random numbers
+        for k in other:
+            assert torch.equal(one[k], other[k]), k
     rows = torch.arange(4)
     batches = [r.data.batch(rows)["input_ids"] for r in (base, run)]
     wider = batches[1].shape[1] > batches[0].shape[1]
@@ -116,8 +152,16 @@ def test_differs_from_its_base_in_what_it_says_alone(begun, samples, variant):
     L = batches[0].shape[1]
     assert torch.equal(batches[0], batches[1][:, :L]) and not batches[1][:, L:].any()
     slow = "5" in AUDIT[variant]["departures"]
-    rates = [{n: g["initial_lr"] for g in r.optimiser.param_groups
-              for p in g["params"] for n, x in r.core.named_parameters() if x is p} for r in (base, run)]
+    rates = [
+        {
+            n: g["initial_lr"]
+            for g in r.optimiser.param_groups
+            for p in g["params"]
+            for n, x in r.core.named_parameters()
+            if x is p
+        }
+        for r in (base, run)
+    ]
     for name, rate in rates[1].items():
         share = 0.2 if slow and name.startswith(("fvta.qformer.", "generator.t5.")) else 1
         assert rate == pytest.approx(share * rates[0][name]), name
@@ -132,6 +176,7 @@ def test_other_variants_are_as_they_were(trained, samples):
 
 
 # ---------------------------------------------------------------- what single departures do
+
 
 def test_random_cifr_is_new_each_time_and_never_saved(trained, begun, samples):
     folder, _ = trained("audit_random_cifr")
@@ -163,12 +208,17 @@ def test_vocabulary_has_the_test_answers(trained):
     assert with_test["data"]["ceiling"]["overall"] == 100 > without["data"]["ceiling"]["overall"]
 
 
-@pytest.mark.parametrize("variant,part", [("audit_padded_generator", "gen"), ("audit_padded_scan", "cls")])
+@pytest.mark.parametrize(
+    "variant,part", [("audit_padded_generator", "gen"), ("audit_padded_scan", "cls")]
+)
 def test_padding_counts(begun, variant, part):
     def losses(run, longer):
         batch = T.to_inputs(run.data.batch(torch.arange(4)), run, False)
-        for k in ("input_ids", "attention_mask"): batch[k] = torch.nn.functional.pad(batch[k], (0, longer))
-        with torch.no_grad(): return run.core.eval()(**batch).losses[part].item()
+        for k in ("input_ids", "attention_mask"):
+            batch[k] = torch.nn.functional.pad(batch[k], (0, longer))
+        with torch.no_grad():
+            return run.core.eval()(**batch).losses[part].item()
+
     run, base = begun(variant), begun("cmi_mtl")
     assert losses(base, 0) == pytest.approx(losses(base, 8), abs=1e-5)
     assert abs(losses(run, 0) - losses(run, 8)) > 1e-5
@@ -178,17 +228,23 @@ def test_clipping_in_the_forward_pass_is_no_clipping(begun):
     def weights(variant, inside=False, **given):
         run = begun(variant, warmup=0.0, **given)
         if inside:
-            def clip(*_): torch.nn.utils.clip_grad_norm_(run.core.parameters(), 1e-3)
+
+            def clip(*_):
+                torch.nn.utils.clip_grad_norm_(run.core.parameters(), 1e-3)
+
             run.core.register_forward_pre_hook(clip)
-        for _ in range(2): T.train_step(run, run.rows)
+        for _ in range(2):
+            T.train_step(run, run.rows)
         return torch.cat([p.detach().flatten() for p in run.trained])
+
     published, nothing = weights("audit_no_clipping", inside=True), weights("audit_no_clipping")
-    real = weights("cmi_mtl", clip=1e-7)            # Adam minds the size of a gradient near its epsilon
+    real = weights("cmi_mtl", clip=1e-7)  # Adam minds the size of a gradient near its epsilon
     torch.testing.assert_close(published, nothing, rtol=1e-5, atol=1e-6)
     assert (real - nothing).norm() > 0.1 * (nothing - begun_weights(begun)).norm()
 
 
-def begun_weights(begun): return torch.cat([p.detach().flatten() for p in begun("cmi_mtl").trained])
+def begun_weights(begun):
+    return torch.cat([p.detach().flatten() for p in begun("cmi_mtl").trained])
 
 
 def test_settings_of_a_departure_give_way_to_given_ones():
@@ -196,7 +252,8 @@ def test_settings_of_a_departure_give_way_to_given_ones():
     assert T.make_settings(variant="audit_no_clipping", clip=1.0).clip == 1.0
     assert T.make_settings(variant="audit_first_token").clip == T.make_settings().clip
     for variant in ("audit_no_such", ["audit_all"]):
-        with pytest.raises(InputError, match="audit_first_token"): T.make_settings(variant=variant)
+        with pytest.raises(InputError, match="audit_first_token"):
+            T.make_settings(variant=variant)
 
 
 def test_a_module_that_is_off_cannot_be_changed(begun):
@@ -206,21 +263,27 @@ def test_a_module_that_is_off_cannot_be_changed(begun):
 
 # ---------------------------------------------------------------- the test split
 
+
 def watched(top, samples, tmp_path, monkeypatch, variant):
     "Of each prediction before the end of training, how many test rows it had; and all rows trained on."
     test = {i for i, x in enumerate(samples) if x.split == "test"}
     seen, learned, fitting = [], set(), []
     fit, predict, step = T.fit, T.predict, T.train_step
+
     def watch_fit(*args):
         fitting.append(1)
         fit(*args)
         fitting.clear()
+
     def watch_predict(run, rows, *args, **given):
-        if fitting: seen.append(len(test & set(rows)))
+        if fitting:
+            seen.append(len(test & set(rows)))
         return predict(run, rows, *args, **given)
+
     def watch_step(run, rows):
         learned.update(rows.tolist())
         return step(run, rows)
+
     for name, watch in (("fit", watch_fit), ("predict", watch_predict), ("train_step", watch_step)):
         monkeypatch.setattr(T, name, watch)
     monkeypatch.setattr(T, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
@@ -241,7 +304,9 @@ def test_no_variant_but_three_may_look():
     assert not set(AUDIT) & set(T.VARIANTS)
 
 
-def test_the_best_epoch_is_chosen_on_test_and_training_is_the_same(top, samples, trained, tmp_path, monkeypatch):
+def test_the_best_epoch_is_chosen_on_test_and_training_is_the_same(
+    top, samples, trained, tmp_path, monkeypatch
+):
     (folder, base) = trained("cmi_mtl")
     seen, record = watched(top, samples, tmp_path, monkeypatch, "audit_test_epoch")
     assert sorted(seen) == [0, 0, 8, 8]
@@ -249,15 +314,19 @@ def test_the_best_epoch_is_chosen_on_test_and_training_is_the_same(top, samples,
     told = record["audit"]
     assert (told["best"], told["last"], told["epochs"]) == (max(curve), curve[-1], 2)
     right = looked(record["history"], 8)
-    predictions = [json.loads(x) for x in
-                   (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    predictions = [
+        json.loads(x)
+        for x in (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert right[-1].tolist() == [p["correct"] for p in predictions]
-    for a, b in zip(base["history"], record["history"]): assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    for a, b in zip(base["history"], record["history"]):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     weights = [load_file(x / "model/model.safetensors") for x in (folder, tmp_path / "run")]
     made_run.assert_alike(*weights)
 
 
 # ---------------------------------------------------------------- the experiment
+
 
 def test_the_notebook_reads_published_records(trained, tmp_path):
     for variant in ("cmi_mtl", "audit_test_epoch", "audit_first_token", "audit_all"):

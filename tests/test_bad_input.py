@@ -1,4 +1,5 @@
 "What a person reads who gives bad data: each message must name the file, the row and the remedy, and nothing is written."
+
 import io
 import json
 
@@ -24,7 +25,8 @@ def root(tmp_path, monkeypatch):
 def refused(root, name, *args, **options):
     "The problems of a data set that must be refused, as one text each; asserts that nothing was written."
     before = made_data.listing(root)
-    with pytest.raises(InputError) as e: load_dataset(name, *args, **options)
+    with pytest.raises(InputError) as e:
+        load_dataset(name, *args, **options)
     assert made_data.listing(root) == before
     assert all(p.where and p.what and p.remedy for p in e.value.problems)
     return [str(p) for p in e.value.problems]
@@ -39,24 +41,81 @@ def table(root, text, name="mine.csv"):
 def says(problems, *parts):
     "One problem only, which has all these parts."
     assert len(problems) == 1, problems
-    for part in parts: assert part in problems[0], problems[0]
+    for part in parts:
+        assert part in problems[0], problems[0]
 
 
 # kind of fault -> the table, and what the message must say; row 3 is the bad one
 CSV = {
-    "missing image": ("gone.jpg,Is it?,yes,CLOSED,train\n", "row 3", "gone.jpg is missing", "Put a whole image there"),
-    "undecodable image": ("text.jpg,Is it?,yes,CLOSED,train\n", "row 3", "text.jpg cannot be read", "Put a whole image"),
-    "truncated JPEG": ("cut.jpg,Is it?,yes,CLOSED,train\n", "row 3", "cut.jpg cannot be read", "truncated", "Put a"),
-    "broken DICOM": ("bad.dcm,Is it?,yes,CLOSED,train\n", "row 3", "bad.dcm cannot be read as an image", "Put a whole"),
-    "image is a folder": ("folder,Is it?,yes,CLOSED,train\n", "row 3", "folder is missing", "correct the name"),
+    "missing image": (
+        "gone.jpg,Is it?,yes,CLOSED,train\n",
+        "row 3",
+        "gone.jpg is missing",
+        "Put a whole image there",
+    ),
+    "undecodable image": (
+        "text.jpg,Is it?,yes,CLOSED,train\n",
+        "row 3",
+        "text.jpg cannot be read",
+        "Put a whole image",
+    ),
+    "truncated JPEG": (
+        "cut.jpg,Is it?,yes,CLOSED,train\n",
+        "row 3",
+        "cut.jpg cannot be read",
+        "truncated",
+        "Put a",
+    ),
+    "broken DICOM": (
+        "bad.dcm,Is it?,yes,CLOSED,train\n",
+        "row 3",
+        "bad.dcm cannot be read as an image",
+        "Put a whole",
+    ),
+    "image is a folder": (
+        "folder,Is it?,yes,CLOSED,train\n",
+        "row 3",
+        "folder is missing",
+        "correct the name",
+    ),
     "no image named": (",Is it?,yes,CLOSED,train\n", "row 3", "no image is named", "Name a file"),
-    "empty question": ("ok.jpg, ,yes,CLOSED,train\n", "row 3", "the question is empty", "Write the question or delete"),
-    "empty answer": ("ok.jpg,Is it?,,CLOSED,train\n", "row 3", "the answer is empty", "Write the answer or delete the row"),
-    "unknown answer type": ("ok.jpg,Is it?,yes,MAYBE,train\n", "row 3", "answer type 'MAYBE'", "Write OPEN or CLOSED"),
-    "unknown split": ("ok.jpg,Is it?,yes,CLOSED,dev\n", "row 3", "unknown split 'dev'", "Write train, validation or test"),
-    "too many fields": ("ok.jpg,Is it big, or small?,big,OPEN,train\n", "row 3", "another number of fields", "Quote fields"),
+    "empty question": (
+        "ok.jpg, ,yes,CLOSED,train\n",
+        "row 3",
+        "the question is empty",
+        "Write the question or delete",
+    ),
+    "empty answer": (
+        "ok.jpg,Is it?,,CLOSED,train\n",
+        "row 3",
+        "the answer is empty",
+        "Write the answer or delete the row",
+    ),
+    "unknown answer type": (
+        "ok.jpg,Is it?,yes,MAYBE,train\n",
+        "row 3",
+        "answer type 'MAYBE'",
+        "Write OPEN or CLOSED",
+    ),
+    "unknown split": (
+        "ok.jpg,Is it?,yes,CLOSED,dev\n",
+        "row 3",
+        "unknown split 'dev'",
+        "Write train, validation or test",
+    ),
+    "too many fields": (
+        "ok.jpg,Is it big, or small?,big,OPEN,train\n",
+        "row 3",
+        "another number of fields",
+        "Quote fields",
+    ),
     "too few fields": ("ok.jpg,Is it?\n", "row 3", "another number of fields", "Quote fields"),
-    "open quote": ('ok.jpg,"Is it?,yes,CLOSED,train\n', "after row 2", "not a CSV table", "Quote fields"),
+    "open quote": (
+        'ok.jpg,"Is it?,yes,CLOSED,train\n',
+        "after row 2",
+        "not a CSV table",
+        "Quote fields",
+    ),
 }
 
 
@@ -64,21 +123,50 @@ CSV = {
 def test_bad_row_of_a_table(root, fault):
     row, *parts = CSV[fault]
     whole = made_data.picture(size=(300, 300))
-    made_data.write({"text.jpg": b"no picture at all", "cut.jpg": whole[:len(whole) // 2], "folder/x": b"",
-                     "bad.dcm": bytes(128) + b"DICM" + b"x" * 9}, root)
+    made_data.write(
+        {
+            "text.jpg": b"no picture at all",
+            "cut.jpg": whole[: len(whole) // 2],
+            "folder/x": b"",
+            "bad.dcm": bytes(128) + b"DICM" + b"x" * 9,
+        },
+        root,
+    )
     says(refused(root, "table", table(root, HEAD + GOOD + row)), "mine.csv", *parts)
 
 
 HEADINGS = {
-    "missing column": ("image,question\nok.jpg,Is it?\n", "mine.csv, heading", "no field answer", "It has image, question"),
-    "unknown column": ("image,question,answer,planet\nok.jpg,Is it?,yes,Mars\nok.jpg,Is it?,yes,Mars\n",
-                       "unknown column planet", "known are answer, answer_type"),
-    "column twice": ("image,question,answer,answer\nok.jpg,Is it?,yes,no\n", "heading", "two columns answer", "Rename"),
+    "missing column": (
+        "image,question\nok.jpg,Is it?\n",
+        "mine.csv, heading",
+        "no field answer",
+        "It has image, question",
+    ),
+    "unknown column": (
+        "image,question,answer,planet\nok.jpg,Is it?,yes,Mars\nok.jpg,Is it?,yes,Mars\n",
+        "unknown column planet",
+        "known are answer, answer_type",
+    ),
+    "column twice": (
+        "image,question,answer,answer\nok.jpg,Is it?,yes,no\n",
+        "heading",
+        "two columns answer",
+        "Rename",
+    ),
     "empty file": ("", "mine.csv", "the file is empty", "Fetch it again or write it anew"),
     "heading only": ("image,question,answer\n", "mine.csv", "the table has no row", "write some"),
-    "Latin-1": ("image,question,answer\nok.jpg,Gef\xe4\xdfe?,ja\n".encode("latin-1"), "mine.csv",
-                "not UTF-8 (byte 32 is 0xe4)", "Save it as UTF-8"),
-    "UTF-16": ("image,question,answer\n".encode("utf-16"), "mine.csv", "not UTF-8", "Save it as UTF-8"),
+    "Latin-1": (
+        "image,question,answer\nok.jpg,Gef\xe4\xdfe?,ja\n".encode("latin-1"),
+        "mine.csv",
+        "not UTF-8 (byte 32 is 0xe4)",
+        "Save it as UTF-8",
+    ),
+    "UTF-16": (
+        "image,question,answer\n".encode("utf-16"),
+        "mine.csv",
+        "not UTF-8",
+        "Save it as UTF-8",
+    ),
 }
 
 
@@ -90,25 +178,55 @@ def test_bad_table(root, fault):
 
 def test_duplicate_ids(root):
     path = table(root, "qid,image,question,answer\n7,ok.jpg,Is it?,yes\n7,ok.jpg,Was it?,no\n")
-    says(refused(root, "table", path), "mine.csv, row 3", "id '7' stands already in", "mine.csv, row 2", "Give each its own")
+    says(
+        refused(root, "table", path),
+        "mine.csv, row 3",
+        "id '7' stands already in",
+        "mine.csv, row 2",
+        "Give each its own",
+    )
 
 
 def jsonl(root, *rows):
-    return table(root, "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), "mine.jsonl")
+    return table(
+        root,
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows),
+        "mine.jsonl",
+    )
 
 
 ROW = dict(image="ok.jpg", question="Is it?", answer="yes")
 REGIONS = {
-    "unknown field": ([dict(name="Liver", box=[1, 2, 3, 4], colour="red")], "region 'Liver' has the unknown field colour"),
-    "box of 3 numbers": ([dict(name="Liver", box=[1, 2, 3])], "the box of region 'Liver' is [1, 2, 3]"),
-    "box of words": ([dict(name="Liver", box=["a", 2, 3, 4])], "the box of region 'Liver' is ['a', 2, 3, 4]"),
-    "box without width": ([dict(name="Liver", box=[1, 2, 0, 4])], "the box of region 'Liver' is [1, 2, 0, 4]"),
-    "mask file missing": ([dict(name="Liver", mask="gone.png", value=3)],
-                          "the mask of region 'Liver', gone.png, is missing"),
-    "mask without level": ([dict(name="Liver", mask="ok.jpg")], "region 'Liver' has a mask but no level as value"),
+    "unknown field": (
+        [dict(name="Liver", box=[1, 2, 3, 4], colour="red")],
+        "region 'Liver' has the unknown field colour",
+    ),
+    "box of 3 numbers": (
+        [dict(name="Liver", box=[1, 2, 3])],
+        "the box of region 'Liver' is [1, 2, 3]",
+    ),
+    "box of words": (
+        [dict(name="Liver", box=["a", 2, 3, 4])],
+        "the box of region 'Liver' is ['a', 2, 3, 4]",
+    ),
+    "box without width": (
+        [dict(name="Liver", box=[1, 2, 0, 4])],
+        "the box of region 'Liver' is [1, 2, 0, 4]",
+    ),
+    "mask file missing": (
+        [dict(name="Liver", mask="gone.png", value=3)],
+        "the mask of region 'Liver', gone.png, is missing",
+    ),
+    "mask without level": (
+        [dict(name="Liver", mask="ok.jpg")],
+        "region 'Liver' has a mask but no level as value",
+    ),
     "no place": ([dict(name="Liver")], "region 'Liver' has neither box nor mask"),
     "no name": ([dict(box=[1, 2, 3, 4])], "a region has no name"),
-    "unknown kind": ([dict(name="Liver", box=[1, 2, 3, 4], kind="planet")], "region 'Liver' is of kind 'planet'"),
+    "unknown kind": (
+        [dict(name="Liver", box=[1, 2, 3, 4], kind="planet")],
+        "region 'Liver' is of kind 'planet'",
+    ),
     "an object": (dict(name="Liver", box=[1, 2, 3, 4]), "regions is not a list of objects"),
     "a list of names": (["Liver"], "regions is not a list of objects"),
 }
@@ -121,25 +239,45 @@ def test_bad_regions(root, fault):
     says(problems, "mine.jsonl, row 2", part, "Write name, and box [left")
 
 
-@pytest.mark.parametrize("row, parts", [
-    ('{"image": "ok.jpg", "question"', ("row 2", "not JSON", "Write one object a line")),
-    ("[1, 2]", ("row 2", "list instead of an object", "Write one object a row")),
-    (dict(image="ok.jpg", question="Is it?"), ("row 2", "no field answer", "It has image, question")),
-    (ROW | {"answer": None}, ("row 2", "the answer is empty", "Write the answer")),
-    (ROW | {"question": ["Is it?"]}, ("row 2", "the question is a list", "Write a text"))])
+@pytest.mark.parametrize(
+    "row, parts",
+    [
+        ('{"image": "ok.jpg", "question"', ("row 2", "not JSON", "Write one object a line")),
+        ("[1, 2]", ("row 2", "list instead of an object", "Write one object a row")),
+        (
+            dict(image="ok.jpg", question="Is it?"),
+            ("row 2", "no field answer", "It has image, question"),
+        ),
+        (ROW | {"answer": None}, ("row 2", "the answer is empty", "Write the answer")),
+        (ROW | {"question": ["Is it?"]}, ("row 2", "the question is a list", "Write a text")),
+    ],
+)
 def test_bad_json_line(root, row, parts):
     says(refused(root, "table", jsonl(root, ROW, row)), "mine.jsonl", *parts)
 
 
-@pytest.mark.parametrize("text, parts", [
-    ('[{"qid": 1,\n "image_name" "x"}]', ("trainset.json, line 2", "not JSON", "Correct it or fetch it again")),
-    ('{"qid": 1}', ("trainset.json", "dict instead of a list of objects", "Write [{...}, {...}]")),
-    ("3", ("trainset.json", "int instead of a list", "Write [{...}, {...}]")),
-    ("", ("trainset.json", "the file is empty", "Fetch it again")),
-    ("[]", ("trainset.json", "the table has no row", "Fetch it again")),
-    ("[1]", ("trainset.json, row 1", "int instead of an object", "Write one object a row")),
-    ('[{"qid": 1}]', ("trainset.json, row 1", "no field image_name, image_organ", "It has qid")),
-    ("[\xe4]".encode("latin-1"), ("trainset.json", "not UTF-8", "Save it as UTF-8"))])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        (
+            '[{"qid": 1,\n "image_name" "x"}]',
+            ("trainset.json, line 2", "not JSON", "Correct it or fetch it again"),
+        ),
+        (
+            '{"qid": 1}',
+            ("trainset.json", "dict instead of a list of objects", "Write [{...}, {...}]"),
+        ),
+        ("3", ("trainset.json", "int instead of a list", "Write [{...}, {...}]")),
+        ("", ("trainset.json", "the file is empty", "Fetch it again")),
+        ("[]", ("trainset.json", "the table has no row", "Fetch it again")),
+        ("[1]", ("trainset.json, row 1", "int instead of an object", "Write one object a row")),
+        (
+            '[{"qid": 1}]',
+            ("trainset.json, row 1", "no field image_name, image_organ", "It has qid"),
+        ),
+        ("[\xe4]".encode("latin-1"), ("trainset.json", "not UTF-8", "Save it as UTF-8")),
+    ],
+)
 def test_bad_json_file(root, text, parts):
     made_data.write(made_data.rad_files(), root / "rad")
     table(root / "rad", text, "trainset.json")
@@ -147,29 +285,72 @@ def test_bad_json_file(root, text, parts):
 
 
 def test_files_and_folders_that_are_not_there(root):
-    says(refused(root, "vqa_rad", root / "none"), "none/images", "no such folder of images", "Put the images there")
+    says(
+        refused(root, "vqa_rad", root / "none"),
+        "none/images",
+        "no such folder of images",
+        "Put the images there",
+    )
     (root / "rad").mkdir()
     (root / "rad/images").write_bytes(b"")
-    says(refused(root, "vqa_rad", root / "rad"), "rad/images", "is a file, a folder of images is needed", "Unpack it there")
+    says(
+        refused(root, "vqa_rad", root / "rad"),
+        "rad/images",
+        "is a file, a folder of images is needed",
+        "Unpack it there",
+    )
     (root / "rad/images").unlink()
     (root / "rad/images").mkdir()
-    says(refused(root, "vqa_rad", root / "rad"), "rad/trainset.json", "no such file", "Put it there")
+    says(
+        refused(root, "vqa_rad", root / "rad"), "rad/trainset.json", "no such file", "Put it there"
+    )
     says(refused(root, "table", root / "none.csv"), "none.csv", "no such file", "correct the path")
     says(refused(root, "table", root / "ok.jpg"), "ok.jpg", ".csv or .jsonl", "Convert it")
 
 
 def test_names_and_options(root):
-    says(refused(root, "radpath"), "dataset='radpath'", "unknown data set", "ovqa, ", "slake, table, vqa_rad, vqa_rad_hub")
-    says(refused(root, "table"), "dataset='table'", "no file given", "Give the path of your CSV or JSONL file")
-    says(refused(root, "slake", root, colour="red"), "option colour", "unknown for slake", "It takes language")
-    says(refused(root, "slake", root, language="fr"), "language='fr'", "SLAKE has no such language", "'en' or 'zh'")
-    says(refused(root, "vqa_rad", root, version="new"), "version='new'", "unknown version", "'field' or 'public'")
+    says(
+        refused(root, "radpath"),
+        "dataset='radpath'",
+        "unknown data set",
+        "ovqa, ",
+        "slake, table, vqa_rad, vqa_rad_hub",
+    )
+    says(
+        refused(root, "table"),
+        "dataset='table'",
+        "no file given",
+        "Give the path of your CSV or JSONL file",
+    )
+    says(
+        refused(root, "slake", root, colour="red"),
+        "option colour",
+        "unknown for slake",
+        "It takes language",
+    )
+    says(
+        refused(root, "slake", root, language="fr"),
+        "language='fr'",
+        "SLAKE has no such language",
+        "'en' or 'zh'",
+    )
+    says(
+        refused(root, "vqa_rad", root, version="new"),
+        "version='new'",
+        "unknown version",
+        "'field' or 'public'",
+    )
 
 
 def test_image_over_the_limit_of_pil(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     path = table(root, HEAD + GOOD)
-    says(refused(root, "table", path), "row 2", "ok.jpg has more than 1,800 pixels", "Put a whole image there")
+    says(
+        refused(root, "table", path),
+        "row 2",
+        "ok.jpg has more than 1,800 pixels",
+        "Put a whole image there",
+    )
 
 
 def test_bad_parquet(root):
@@ -178,45 +359,90 @@ def test_bad_parquet(root):
     made_data.write(files | {test: b"PAR1 no"}, root / "hub")
     says(refused(root, "vqa_rad_hub", root / "hub"), test, "not a parquet table", "Fetch it again")
     rows = made_data.rad_rows("test")
-    made_data.write({test: made_data.parquet([{"question": "Is it?"}], [made_data.picture()])}, root / "hub")
-    says(refused(root, "vqa_rad_hub", root / "hub"), f"{test}, heading", "no field answer", "It has question, image")
+    made_data.write(
+        {test: made_data.parquet([{"question": "Is it?"}], [made_data.picture()])}, root / "hub"
+    )
+    says(
+        refused(root, "vqa_rad_hub", root / "hub"),
+        f"{test}, heading",
+        "no field answer",
+        "It has question, image",
+    )
     made_data.write({test: made_data.parquet(rows[:2], [b"no picture", None])}, root / "hub")
     problems = refused(root, "vqa_rad_hub", root / "hub")
-    assert len(problems) == 2 and all("cannot be read" in p for p in problems) and f"{test}, row 2" in problems[1]
+    assert (
+        len(problems) == 2
+        and all("cannot be read" in p for p in problems)
+        and f"{test}, row 2" in problems[1]
+    )
     (root / "hub" / test).unlink()
-    says(refused(root, "vqa_rad_hub", root / "hub"), "hub/data", "no test-*.parquet", "Put flaviagiammarino/vqa-rad there")
+    says(
+        refused(root, "vqa_rad_hub", root / "hub"),
+        "hub/data",
+        "no test-*.parquet",
+        "Put flaviagiammarino/vqa-rad there",
+    )
 
 
 def test_bad_slake_files(root):
     whole = made_data.slake_files()
     for name, content, parts in (
-            ("imgs/xmlab0/detection.json", b"[{", ("xmlab0/detection.json, line 1", "not JSON")),
-            ("imgs/xmlab0/detection.json", b'[{"Liver": [1, 2, 3]}]',
-             ("detection.json, row 1", "the box of 'Liver' is [1, 2, 3]")),
-            ("imgs/xmlab0/mask.png", whole["imgs/xmlab0/mask.png"][:60], ("xmlab0/mask.png", "cannot be read as an image")),
-            ("imgs/xmlab0/source.jpg", b"", ("train.json, row", "xmlab0/source.jpg cannot be")),
-            ("mask.txt", b"\xff\xfe", ("mask.txt", "not UTF-8"))):
+        ("imgs/xmlab0/detection.json", b"[{", ("xmlab0/detection.json, line 1", "not JSON")),
+        (
+            "imgs/xmlab0/detection.json",
+            b'[{"Liver": [1, 2, 3]}]',
+            ("detection.json, row 1", "the box of 'Liver' is [1, 2, 3]"),
+        ),
+        (
+            "imgs/xmlab0/mask.png",
+            whole["imgs/xmlab0/mask.png"][:60],
+            ("xmlab0/mask.png", "cannot be read as an image"),
+        ),
+        ("imgs/xmlab0/source.jpg", b"", ("train.json, row", "xmlab0/source.jpg cannot be")),
+        ("mask.txt", b"\xff\xfe", ("mask.txt", "not UTF-8")),
+    ):
         problems = refused(root, "slake", made_data.write(whole | {name: content}, root / "slake"))
-        for part in parts: assert part in problems[0]
+        for part in parts:
+            assert part in problems[0]
 
 
 def test_all_problems_are_listed_at_once(root):
-    rows = ["gone.jpg,Is it?,yes,CLOSED,train", "ok.jpg,,,PERHAPS,dev", GOOD.strip(), "gone.jpg,Is it?,no,CLOSED,test"]
+    rows = [
+        "gone.jpg,Is it?,yes,CLOSED,train",
+        "ok.jpg,,,PERHAPS,dev",
+        GOOD.strip(),
+        "gone.jpg,Is it?,no,CLOSED,test",
+    ]
     problems = refused(root, "table", table(root, HEAD + "\n".join(rows) + "\n"))
-    assert [p.split(": ")[0].rsplit(", ", 1)[1] for p in problems] == ["row 2", "row 3", "row 3", "row 3", "row 3", "row 5"]
-    with pytest.raises(InputError, match="^6 problems found:\n"): load_dataset("table", root / "mine.csv")
-    for broken in (["1"] * 3, ["{"] * 3): assert len(refused(root, "table", jsonl(root, *broken))) == 3
+    assert [p.split(": ")[0].rsplit(", ", 1)[1] for p in problems] == [
+        "row 2",
+        "row 3",
+        "row 3",
+        "row 3",
+        "row 3",
+        "row 5",
+    ]
+    with pytest.raises(InputError, match="^6 problems found:\n"):
+        load_dataset("table", root / "mine.csv")
+    for broken in (["1"] * 3, ["{"] * 3):
+        assert len(refused(root, "table", jsonl(root, *broken))) == 3
     assert len(refused(root, "table", table(root, HEAD + "a,b\n" * 60))) == 60
 
 
 def test_what_is_harmless_is_accepted(root):
-    rows = "ok.jpg,Is it?, Yes ,CLOSED ,train\r\nok.jpg,\"Where, then?\",left,open,test\n"
+    rows = 'ok.jpg,Is it?, Yes ,CLOSED ,train\r\nok.jpg,"Where, then?",left,open,test\n'
     path = table(root, "\ufeff" + HEAD + rows)
     samples = load_dataset("table", path)
     assert [s.answer_type for s in samples] == ["CLOSED", "OPEN"] and samples[0].answer == "Yes"
-    rows = jsonl(root, ROW | {"answer": 2, "qid": 5, "organ": None}, "", ROW | {"question": "one\u2028line"})
+    rows = jsonl(
+        root, ROW | {"answer": 2, "qid": 5, "organ": None}, "", ROW | {"question": "one\u2028line"}
+    )
     assert [s.answer for s in load_dataset("table", rows)] == ["2", "yes"]
     out = io.BytesIO()
     Image.open(root / "ok.jpg").save(out, "TIFF")
-    upper = table(made_data.write({"x.TIF": out.getvalue()}, root), "image,question,answer\nx.TIF,Is it?,no\n", "MINE.CSV")
+    upper = table(
+        made_data.write({"x.TIF": out.getvalue()}, root),
+        "image,question,answer\nx.TIF,Is it?,no\n",
+        "MINE.CSV",
+    )
     assert load_dataset("table", upper)[0].image_id == "x.TIF"

@@ -1,4 +1,5 @@
 """Questions about one picture share its encoding: same answers, same losses, every question once an epoch."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -22,14 +23,21 @@ def test_a_picture_read_once_gives_what_repeating_it_gives(fvta):
     repeated = model(pixel_values=pictures[index], **batch)
     assert torch.allclose(shared.logits, repeated.logits, atol=1e-5)
     assert torch.allclose(shared.loss, repeated.loss, atol=1e-5)
-    assert not torch.allclose(shared.logits, model(pixel_values=pictures[1 - index], **batch).logits, atol=1e-5)
+    assert not torch.allclose(
+        shared.logits, model(pixel_values=pictures[1 - index], **batch).logits, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bundle", [1, 4])
 def test_an_epoch_has_every_question_once_and_bundles_side_by_side(bundle):
     images = torch.arange(12).repeat_interleave(7)
     rows = torch.arange(84)[torch.arange(84) % 5 > 0]
-    run = SimpleNamespace(rows=rows, steps=5, data=SimpleNamespace(image_ids=images), settings=SimpleNamespace(seed=3, questions_per_image=bundle))
+    run = SimpleNamespace(
+        rows=rows,
+        steps=5,
+        data=SimpleNamespace(image_ids=images),
+        settings=SimpleNamespace(seed=3, questions_per_image=bundle),
+    )
     first, second = (torch.cat(epoch_batches(run, epoch)) for epoch in (1, 2))
     assert sorted(first.tolist()) == rows.tolist() and not torch.equal(first, second)
     assert torch.equal(first, torch.cat(epoch_batches(run, 1)))

@@ -1,6 +1,7 @@
 """The two commands as a person uses them: runs from end to end on made files, and what is said when something is wrong.
 
 Starting a notebook takes seconds, so what happens before a notebook starts, or does not depend on one, is called directly."""
+
 import csv
 import json
 import os
@@ -24,7 +25,7 @@ from made_run import assert_alike
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "nbs/experiments/train.ipynb"
-PYTHON = shlex.quote(sys.executable)            # as a shell reads it: the path may hold a blank
+PYTHON = shlex.quote(sys.executable)  # as a shell reads it: the path may hold a blank
 
 
 def environment(**changes):
@@ -34,12 +35,19 @@ def environment(**changes):
 
 def command(folder, *args, **env):
     "`python -m cmi_mtl.run` in `folder`; returns (exit code, what it said)."
-    done = subprocess.run([sys.executable, "-m", "cmi_mtl.run", *map(str, args)], cwd=folder, env=environment(**env),
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "cmi_mtl.run", *map(str, args)],
+        cwd=folder,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
     return done.returncode, done.stdout
 
 
-def files(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def table(folder, bad_row=False):
@@ -51,33 +59,88 @@ def table(folder, bad_row=False):
         for i in range(24):
             answer = "" if bad_row and i == 4 else ("left side", "yes", "right side", "no")[i % 4]
             split = ("train", "train", "validation", "test")[i // 4 % 4]
-            out.writerow([f"{i % 6}.png", f"Invented question {i}?", answer, "CLOSED" if i % 2 else "OPEN", split])
+            out.writerow(
+                [
+                    f"{i % 6}.png",
+                    f"Invented question {i}?",
+                    answer,
+                    "CLOSED" if i % 2 else "OPEN",
+                    split,
+                ]
+            )
     return folder / "mine.csv"
 
 
 # ---------------------------------------------------------------- from end to end
 
+
 def test_own_table_twice(tmp_path):
     path, out = table(tmp_path), tmp_path / "out"
-    args = (TRAIN, "-p", "dataset", "table", "-p", "data_root", path, "-p", "preset", "tiny", "-p", "epochs", 1,
-            "-p", "data_options", "{}", "-p", "device", "cpu", "--out", out)
+    args = (
+        TRAIN,
+        "-p",
+        "dataset",
+        "table",
+        "-p",
+        "data_root",
+        path,
+        "-p",
+        "preset",
+        "tiny",
+        "-p",
+        "epochs",
+        1,
+        "-p",
+        "data_options",
+        "{}",
+        "-p",
+        "device",
+        "cpu",
+        "--out",
+        out,
+    )
     code, said = command(tmp_path, *args)
     assert code == 0, said
-    assert {"train.ipynb", "record.json", "history.jsonl", "predictions.jsonl", "model/config.json", "model/model.safetensors"} \
-        <= set(files(out))
+    assert {
+        "train.ipynb",
+        "record.json",
+        "history.jsonl",
+        "predictions.jsonl",
+        "model/config.json",
+        "model/model.safetensors",
+    } <= set(files(out))
     record = json.loads((out / "record.json").read_text(encoding="utf-8"))
-    assert record["settings"]["dataset"] == "table" and record["settings"]["preset"] == "tiny" and record["test_scorings"] == 1
+    assert (
+        record["settings"]["dataset"] == "table"
+        and record["settings"]["preset"] == "tiny"
+        and record["test_scorings"] == 1
+    )
     assert record["data"]["questions"] == {"train": 16, "validation": 4, "test": 4}
-    assert {k: record["test"][k]["questions"] for k in ("open", "closed", "overall")} == {"open": 2, "closed": 2, "overall": 4}
+    assert {k: record["test"][k]["questions"] for k in ("open", "closed", "overall")} == {
+        "open": 2,
+        "closed": 2,
+        "overall": 4,
+    }
     assert all(record["baselines"][b]["overall"]["questions"] == 4 for b in record["baselines"])
     assert len(read_jsonl(out / "predictions.jsonl")) == 4
-    for line in ("cmi_mtl, classifier", "cmi_mtl, generator", "question only", "majority", "n = 2)", "n = 4)",
-                 f"executed notebook: {out / 'train.ipynb'}", f"run record:        {out / 'record.json'}"): assert line in said
+    for line in (
+        "cmi_mtl, classifier",
+        "cmi_mtl, generator",
+        "question only",
+        "majority",
+        "n = 2)",
+        "n = 4)",
+        f"executed notebook: {out / 'train.ipynb'}",
+        f"run record:        {out / 'record.json'}",
+    ):
+        assert line in said
     cells = nbformat.read(out / "train.ipynb", as_version=4).cells
-    assert any("injected-parameters" in c.metadata.get("tags", []) and str(path) in c.source for c in cells)
+    assert any(
+        "injected-parameters" in c.metadata.get("tags", []) and str(path) in c.source for c in cells
+    )
     start = time.perf_counter()
     assert main([str(a) for a in args]) == 0
-    assert time.perf_counter() - start < 120                            # quick: no installing, no second encoding
+    assert time.perf_counter() - start < 120  # quick: no installing, no second encoding
     again = json.loads((out / "record.json").read_text(encoding="utf-8"))
     assert again["test_scorings"] == 2
     assert_alike(again["test"], record["test"])
@@ -85,12 +148,40 @@ def test_own_table_twice(tmp_path):
 
 def test_ovqa_found_under_the_data_folder(tmp_path):
     made_data.write(made_data.ovqa_files(), tmp_path / "data/ovqa")
-    code, said = command(tmp_path, TRAIN, "-p", "dataset", "ovqa", "-p", "preset", "tiny", "-p", "epochs", 1, "-p", "data_options",
-                         "null", "-p", "variant", "pooled", "-p", "seed", 3,
-                         "-p", "train_options", '{"train_on": "train+validation"}', CMI_MTL_DATA=str(tmp_path / "data"))
+    code, said = command(
+        tmp_path,
+        TRAIN,
+        "-p",
+        "dataset",
+        "ovqa",
+        "-p",
+        "preset",
+        "tiny",
+        "-p",
+        "epochs",
+        1,
+        "-p",
+        "data_options",
+        "null",
+        "-p",
+        "variant",
+        "pooled",
+        "-p",
+        "seed",
+        3,
+        "-p",
+        "train_options",
+        '{"train_on": "train+validation"}',
+        CMI_MTL_DATA=str(tmp_path / "data"),
+    )
     assert code == 0, said
-    record = json.loads((tmp_path / "runs/train/ovqa/pooled/seed3/record.json").read_text(encoding="utf-8"))
-    assert record["data"]["questions"] == {"train": 12, "validation": 0, "test": 6} and record["settings"]["seed"] == 3
+    record = json.loads(
+        (tmp_path / "runs/train/ovqa/pooled/seed3/record.json").read_text(encoding="utf-8")
+    )
+    assert (
+        record["data"]["questions"] == {"train": 12, "validation": 0, "test": 6}
+        and record["settings"]["seed"] == 3
+    )
     modules = [record["model"][k] for k in ("global_path", "fvta", "cifr", "ffae")]
     assert modules == [True, False, False, False] and "test_generated" not in record
     assert record["validation"] is None and record["temperature"] == 1
@@ -100,18 +191,46 @@ def test_ovqa_found_under_the_data_folder(tmp_path):
 
 # ---------------------------------------------------------------- commands that fail
 
+
 def test_bad_row_in_a_table(tmp_path):
     path = table(tmp_path, bad_row=True)
     before = files(tmp_path)
-    code, said = command(tmp_path, TRAIN, "-p", "dataset", "table", "-p", "data_root", "mine.csv", "-p", "data_options", "{}",
-                         CMI_MTL_CACHE=str(tmp_path / "cache"))
+    code, said = command(
+        tmp_path,
+        TRAIN,
+        "-p",
+        "dataset",
+        "table",
+        "-p",
+        "data_root",
+        "mine.csv",
+        "-p",
+        "data_options",
+        "{}",
+        CMI_MTL_CACHE=str(tmp_path / "cache"),
+    )
     assert code == 1
-    end = said[said.rindex("error: "):]
-    for part in (str(TRAIN), "load_dataset", "mine.csv, row 6", "the answer is empty", "Write the answer or delete the row",
-                 "runs/train/table/cmi_mtl/seed0/train.ipynb"): assert part in end
+    end = said[said.rindex("error: ") :]
+    for part in (
+        str(TRAIN),
+        "load_dataset",
+        "mine.csv, row 6",
+        "the answer is empty",
+        "Write the answer or delete the row",
+        "runs/train/table/cmi_mtl/seed0/train.ipynb",
+    ):
+        assert part in end
     assert set(files(tmp_path)) - set(before) == {"runs/train/table/cmi_mtl/seed0/train.ipynb"}
-    cells = nbformat.read(tmp_path / "runs/train/table/cmi_mtl/seed0/train.ipynb", as_version=4).cells
-    assert [o.ename for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"] == ["InputError"]
+    cells = nbformat.read(
+        tmp_path / "runs/train/table/cmi_mtl/seed0/train.ipynb", as_version=4
+    ).cells
+    assert [
+        o.ename
+        for c in cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "error"
+    ] == ["InputError"]
     assert path.exists()
 
 
@@ -135,79 +254,135 @@ def script(path, line):
 
 def make(folder, *args, **env):
     "(exit code, stdout, stderr) of make in `folder`."
-    if shutil.which("make") is None: pytest.skip("there is no make on this machine")
-    clean = {k: v for k, v in environment(**env).items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "DATASET", "ARGS")}
-    done = subprocess.run(["make", *args], cwd=folder, env=clean, capture_output=True, encoding="utf-8")
+    if shutil.which("make") is None:
+        pytest.skip("there is no make on this machine")
+    clean = {
+        k: v
+        for k, v in environment(**env).items()
+        if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "DATASET", "ARGS")
+    }
+    done = subprocess.run(
+        ["make", *args], cwd=folder, env=clean, capture_output=True, encoding="utf-8"
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def test_make_run_with_an_unknown_data_set(copy):
     code, out, err = make(copy, "run", "DATASET=nonsense")
-    assert code == 2                                                    # make's own code when a command of it fails
-    end = err[err.rindex("error: "):]
-    for part in ("dataset='nonsense'", "unknown data set", "phantom, slake, table, vqa_rad", "nonsense/cmi_mtl/seed0/train.ipynb"):
+    assert code == 2  # make's own code when a command of it fails
+    end = err[err.rindex("error: ") :]
+    for part in (
+        "dataset='nonsense'",
+        "unknown data set",
+        "phantom, slake, table, vqa_rad",
+        "nonsense/cmi_mtl/seed0/train.ipynb",
+    ):
         assert part in end
     assert files(copy / "runs") == ["train/nonsense/cmi_mtl/seed0/train.ipynb"]
 
 
 def test_make_alone_says_what_it_can_do(copy):
     code, out, err = make(copy)
-    assert code == 0 and "make run DATASET=vqa_rad" in out and "make test" in out and len(out.splitlines()) < 15 and not err
+    assert (
+        code == 0
+        and "make run DATASET=vqa_rad" in out
+        and "make test" in out
+        and len(out.splitlines()) < 15
+        and not err
+    )
 
 
 def test_make_with_another_python(copy):
     (copy / ".venv/ready").unlink()
-    old = script(copy / "old", f'shift; exec {PYTHON} -c "import sys; sys.version_info = (3, 10, 2); $1"')
-    for python, parts in ((str(old), ("Python 3.11 is needed", "is 3.10", "make PYTHON=/path/to/python3.11")),
-                          ("/no/python", ("there is no /no/python", "Install Python 3.11", "make PYTHON=/path/to/python3.11"))):
+    old = script(
+        copy / "old", f'shift; exec {PYTHON} -c "import sys; sys.version_info = (3, 10, 2); $1"'
+    )
+    for python, parts in (
+        (str(old), ("Python 3.11 is needed", "is 3.10", "make PYTHON=/path/to/python3.11")),
+        (
+            "/no/python",
+            ("there is no /no/python", "Install Python 3.11", "make PYTHON=/path/to/python3.11"),
+        ),
+    ):
         code, out, err = make(copy, "run", f"PYTHON={python}")
         assert code == 2 and not (copy / ".venv/ready").exists() and not (copy / "runs").exists()
-        for part in parts: assert part in err
+        for part in parts:
+            assert part in err
 
 
 def test_make_finds_the_right_python(copy, tmp_path_factory):
     "python3.11 on PATH that is none (a pyenv shim), python3 that is one; and an environment that is half made."
     (copy / ".venv/ready").unlink()
-    (copy / ".venv/bin/python").unlink()                                # half made
+    (copy / ".venv/bin/python").unlink()  # half made
     bin, log = tmp_path_factory.mktemp("bin"), copy / "log"
     script(bin / "python3.11", "exit 127")
-    script(bin / "python3", f'''echo "$@" >> {shlex.quote(str(log))}
+    script(
+        bin / "python3",
+        f'''echo "$@" >> {shlex.quote(str(log))}
 if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; exit; fi
 if [ "$1 $2" = "-m pip" ]; then exit; fi
-exec {PYTHON} "$@"''')
+exec {PYTHON} "$@"''',
+    )
     code, out, err = make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")
     assert code == 0, err
     said, done = out.splitlines(), log.read_text(encoding="utf-8")
     assert [line for line in said if line.startswith(("making", "installing"))] == [
-        "making the environment in .venv", "installing the pinned packages, 1 of 2: torch", "installing the pinned packages, 2 of 2: the others"]
-    assert "-m venv --clear .venv" in done and "install -c .ci/constraints.txt torch==2.13.0" in done
+        "making the environment in .venv",
+        "installing the pinned packages, 1 of 2: torch",
+        "installing the pinned packages, 2 of 2: the others",
+    ]
+    assert (
+        "-m venv --clear .venv" in done and "install -c .ci/constraints.txt torch==2.13.0" in done
+    )
     log.unlink()
-    assert make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")[1] == "make: '.venv/ready' is up to date.\n"
+    assert (
+        make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")[1]
+        == "make: '.venv/ready' is up to date.\n"
+    )
     os.utime(copy / "pyproject.toml", (time.time() + 5, time.time() + 5))
     make(copy, ".venv/ready", PATH=f"{bin}:{os.environ['PATH']}")
-    assert "venv --clear" not in log.read_text(encoding="utf-8") and "install" in log.read_text(encoding="utf-8")       # what is whole is kept
+    assert "venv --clear" not in log.read_text(encoding="utf-8") and "install" in log.read_text(
+        encoding="utf-8"
+    )  # what is whole is kept
 
 
-@pytest.mark.parametrize("given, shared, seen", [
-    ({}, True, "{up}/shared/datasets"), ({"CMI_MTL_DATA": ""}, True, "{up}/shared/datasets"), ({"CMI_MTL_DATA": "/d"}, True, "/d"),
-    ({}, False, ""), ({"CMI_MTL_DATA": ""}, False, "")])
+@pytest.mark.parametrize(
+    "given, shared, seen",
+    [
+        ({}, True, "{up}/shared/datasets"),
+        ({"CMI_MTL_DATA": ""}, True, "{up}/shared/datasets"),
+        ({"CMI_MTL_DATA": "/d"}, True, "/d"),
+        ({}, False, ""),
+        ({"CMI_MTL_DATA": ""}, False, ""),
+    ],
+)
 @pytest.mark.parametrize("folder", ["clone", "a b é"])
 def test_make_names_the_data_folder(tmp_path, folder, given, shared, seen):
     tmp_path = tmp_path / folder
     here = tmp_path / "clone"
     here.mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", here)
-    if shared: (tmp_path / "shared/datasets").mkdir(parents=True)
-    (here / "more.mk").write_text("include Makefile\nshow:\n\t@echo \"$$CMI_MTL_DATA\"\n", encoding="utf-8")
+    if shared:
+        (tmp_path / "shared/datasets").mkdir(parents=True)
+    (here / "more.mk").write_text(
+        'include Makefile\nshow:\n\t@echo "$$CMI_MTL_DATA"\n', encoding="utf-8"
+    )
     env = {"CMI_MTL_DATA": given["CMI_MTL_DATA"]} if given else {}
     without = {k: v for k, v in os.environ.items() if k != "CMI_MTL_DATA"}
-    done = subprocess.run(["make", "-s", "-f", "more.mk", "show"], cwd=here, env={**without, **env}, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        ["make", "-s", "-f", "more.mk", "show"],
+        cwd=here,
+        env={**without, **env},
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.stdout.strip() == seen.format(up=tmp_path), done.stderr
 
 
 @pytest.mark.parametrize("name", ["CMI_MTL_DATA", "CMI_MTL_WEIGHTS", "CMI_MTL_CACHE"])
 def test_an_empty_variable_counts_as_unset(monkeypatch, name):
     from cmi_mtl import core
+
     monkeypatch.delenv(name, raising=False)
     look = lambda: (core.cache_home(), core.data_home(), core.find_weights("a/b"))
     unset = look()
@@ -217,7 +392,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, name):
 
 def notebook(path, *bodies, tag="parameters"):
     "A notebook whose first cell holds parameters, with more cells of these sources."
-    cells = [nbformat.v4.new_code_cell("x = 1\nname = 'a'", metadata={"tags": [tag]}), *map(nbformat.v4.new_code_cell, bodies)]
+    cells = [
+        nbformat.v4.new_code_cell("x = 1\nname = 'a'", metadata={"tags": [tag]}),
+        *map(nbformat.v4.new_code_cell, bodies),
+    ]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
@@ -231,11 +409,26 @@ def shell(capsys, *args):
 
 # kind of fault -> arguments after the notebook, parts of the message
 ARGUMENTS = {
-    "misspelt parameter": (["-p", "nam", "b"], ("parameter 'nam'", "has none of that name", "Did you mean 'name'")),
-    "unknown parameter": (["-p", "quite_other", 1], ("parameter 'quite_other'", "good.ipynb has none", "It takes name, x")),
-    "two unknown parameters": (["-p", "nam", 1, "-p", "xx", 1], ("2 problems found", "parameter 'nam'", "parameter 'xx'")),
-    "output folder is a file": (["--out", "{tmp}/file"], ("{tmp}/file: is a file, a folder is needed", "Name another output folder")),
-    "output folder below a file": (["--out", "{tmp}/file/a/b"], ("{tmp}/file: is a file, a folder is needed",)),
+    "misspelt parameter": (
+        ["-p", "nam", "b"],
+        ("parameter 'nam'", "has none of that name", "Did you mean 'name'"),
+    ),
+    "unknown parameter": (
+        ["-p", "quite_other", 1],
+        ("parameter 'quite_other'", "good.ipynb has none", "It takes name, x"),
+    ),
+    "two unknown parameters": (
+        ["-p", "nam", 1, "-p", "xx", 1],
+        ("2 problems found", "parameter 'nam'", "parameter 'xx'"),
+    ),
+    "output folder is a file": (
+        ["--out", "{tmp}/file"],
+        ("{tmp}/file: is a file, a folder is needed", "Name another output folder"),
+    ),
+    "output folder below a file": (
+        ["--out", "{tmp}/file/a/b"],
+        ("{tmp}/file: is a file, a folder is needed",),
+    ),
 }
 
 
@@ -244,23 +437,36 @@ def test_bad_arguments(tmp_path, capsys, fault):
     args, parts = ARGUMENTS[fault]
     notebook(tmp_path / "good.ipynb", "open('never', 'wb')")
     (tmp_path / "file").write_text("", encoding="utf-8")
-    args = [str(a).format(tmp=tmp_path) for a in args] + ([] if "--out" in args else ["--out", tmp_path / "out"])
+    args = [str(a).format(tmp=tmp_path) for a in args] + (
+        [] if "--out" in args else ["--out", tmp_path / "out"]
+    )
     code, err = shell(capsys, tmp_path / "good.ipynb", *args)
     assert code == 2 and err.startswith("error: ") and files(tmp_path) == ["file", "good.ipynb"]
-    for part in parts: assert part.format(tmp=tmp_path) in err
+    for part in parts:
+        assert part.format(tmp=tmp_path) in err
 
 
-@pytest.mark.parametrize("name, parts", [
-    ("absent.ipynb", ("no such notebook", "Give the path of an .ipynb file")), ("folder", ("no such notebook",)),
-    ("text.ipynb", ("not a notebook", "Give the path of an .ipynb file")),
-    ("bare.ipynb", ("no cell is tagged 'parameters'", "Tag the cell that sets the defaults"))])
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("absent.ipynb", ("no such notebook", "Give the path of an .ipynb file")),
+        ("folder", ("no such notebook",)),
+        ("text.ipynb", ("not a notebook", "Give the path of an .ipynb file")),
+        ("bare.ipynb", ("no cell is tagged 'parameters'", "Tag the cell that sets the defaults")),
+    ],
+)
 def test_bad_notebook(tmp_path, capsys, name, parts):
     notebook(tmp_path / "bare.ipynb", tag="other")
     (tmp_path / "text.ipynb").write_text("no notebook", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     code, err = shell(capsys, tmp_path / name, "--out", tmp_path / "out")
-    assert code == 2 and err.startswith(f"error: {tmp_path / name}: ") and not (tmp_path / "out").exists()
-    for part in parts: assert part in err
+    assert (
+        code == 2
+        and err.startswith(f"error: {tmp_path / name}: ")
+        and not (tmp_path / "out").exists()
+    )
+    for part in parts:
+        assert part in err
 
 
 def test_run_whose_name_leads_out_of_runs(tmp_path, capsys, monkeypatch):
@@ -268,39 +474,74 @@ def test_run_whose_name_leads_out_of_runs(tmp_path, capsys, monkeypatch):
     notebook(tmp_path / "good.ipynb")
     for p in ("variant", "dataset"):
         code, err = shell(capsys, "good.ipynb", "-p", p, "../../../up")
-        assert code == 2 and "'../../../up'" in err and "name of a run's folder" in err and files(tmp_path) == ["good.ipynb"]
+        assert (
+            code == 2
+            and "'../../../up'" in err
+            and "name of a run's folder" in err
+            and files(tmp_path) == ["good.ipynb"]
+        )
 
 
 def test_failing_cell(tmp_path, capsys):
-    path = notebook(tmp_path / "bad.ipynb", "print('so far so good')", "# the next line fails\ny = x / 0", "print('never')")
+    path = notebook(
+        tmp_path / "bad.ipynb",
+        "print('so far so good')",
+        "# the next line fails\ny = x / 0",
+        "print('never')",
+    )
     code, err = shell(capsys, path, "-p", "x", 5, "--out", tmp_path / "out")
     assert code == 1
-    for part in (f"error: {path}, cell [4] ('y = x / 0') failed: ZeroDivisionError: division by zero",
-                 f"The partial notebook: {tmp_path / 'out/bad.ipynb'}"): assert part in err
+    for part in (
+        f"error: {path}, cell [4] ('y = x / 0') failed: ZeroDivisionError: division by zero",
+        f"The partial notebook: {tmp_path / 'out/bad.ipynb'}",
+    ):
+        assert part in err
     assert files(tmp_path / "out") == ["bad.ipynb"]
     cells = nbformat.read(tmp_path / "out/bad.ipynb", as_version=4).cells
-    outputs = [[o.output_type for o in c.outputs] for c in cells if c.source.startswith(("print", "#"))]
+    outputs = [
+        [o.output_type for o in c.outputs] for c in cells if c.source.startswith(("print", "#"))
+    ]
     assert ["stream"] in outputs and ["error"] in outputs and [] in outputs
 
 
 def test_kernel_that_dies(tmp_path, capsys):
     path = notebook(tmp_path / "dies.ipynb", "print('so far so good')", "import os; os._exit(9)")
     code, err = shell(capsys, path, "--out", tmp_path / "out")
-    assert code == 1 and "error: " in err and "its kernel died" in err and "memory" in err and str(tmp_path / "out/dies.ipynb") in err
-    assert "Traceback" not in err[err.rindex("error: "):] and "so far so good" in (tmp_path / "out/dies.ipynb").read_text(encoding="utf-8")
+    assert (
+        code == 1
+        and "error: " in err
+        and "its kernel died" in err
+        and "memory" in err
+        and str(tmp_path / "out/dies.ipynb") in err
+    )
+    assert "Traceback" not in err[err.rindex("error: ") :] and "so far so good" in (
+        tmp_path / "out/dies.ipynb"
+    ).read_text(encoding="utf-8")
 
 
 def test_interrupted(tmp_path):
     path = notebook(tmp_path / "long.ipynb", "open('begun', 'wb')\nimport time; time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-m", "cmi_mtl.run", path, "--out", tmp_path / "out"], cwd=tmp_path, env=environment(),
-                               stderr=subprocess.PIPE, encoding="utf-8",         # a shell's background job would ignore the signal
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cmi_mtl.run", path, "--out", tmp_path / "out"],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",  # a shell's background job would ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < end: time.sleep(0.1)
+    while not (tmp_path / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "interrupted" in err and str(tmp_path / "out/long.ipynb") in err
-    assert (tmp_path / "out/long.ipynb").exists() and "Traceback" not in err[err.rindex("error: "):]
+    assert (
+        process.returncode == 130
+        and "interrupted" in err
+        and str(tmp_path / "out/long.ipynb") in err
+    )
+    assert (tmp_path / "out/long.ipynb").exists() and "Traceback" not in err[
+        err.rindex("error: ") :
+    ]
 
 
 # ---------------------------------------------------------------- settings
@@ -309,49 +550,106 @@ def test_interrupted(tmp_path):
 SETTINGS = [
     (dict(preset="huge"), ("preset='huge'", "unknown preset", "tiny, compact, paper")),
     (dict(learning_rat=0.1), ("setting 'learning_rat'", "unknown", "learning_rate")),
-    (dict(epochs=0), ("epochs=0", "a whole number of at least 1")), (dict(epochs=2.5), ("epochs=2.5", "whole number")),
-    (dict(epochs="many"), ("epochs='many'", "whole number")), (dict(epochs=True), ("epochs=True", "whole number")),
-    (dict(batch_size=1), ("batch_size=1", "at least 2")), (dict(batch_size="8"), ("batch_size='8'", "at least 2")),
-    (dict(learning_rate=-1), ("learning_rate=-1", "a number above 0")), (dict(learning_rate="fast"), ("learning_rate='fast'",)),
+    (dict(epochs=0), ("epochs=0", "a whole number of at least 1")),
+    (dict(epochs=2.5), ("epochs=2.5", "whole number")),
+    (dict(epochs="many"), ("epochs='many'", "whole number")),
+    (dict(epochs=True), ("epochs=True", "whole number")),
+    (dict(batch_size=1), ("batch_size=1", "at least 2")),
+    (dict(batch_size="8"), ("batch_size='8'", "at least 2")),
+    (dict(learning_rate=-1), ("learning_rate=-1", "a number above 0")),
+    (dict(learning_rate="fast"), ("learning_rate='fast'",)),
     (dict(learning_rate=float("inf")), ("learning_rate=inf", "a number above 0")),
     (dict(learning_rate=float("nan")), ("learning_rate=nan", "a number above 0")),
     (dict(multimodal_factor="x"), ("multimodal_factor='x'",)),
     (dict(fvta_factor=0), ("fvta_factor=0", "a number above 0")),
-    (dict(cifr_factor=-1), ("cifr_factor=-1",)), (dict(anneal="step"), ("anneal='step'", "'cos' or 'linear'")),
+    (dict(cifr_factor=-1), ("cifr_factor=-1",)),
+    (dict(anneal="step"), ("anneal='step'", "'cos' or 'linear'")),
     (dict(train_on="test"), ("train_on='test'", "'train' or 'train+validation'")),
     (dict(variant="no_such"), ("variant='no_such'", "one of cmi_mtl, no_fvta", "cmi_mtl_paper")),
     (dict(refit=True), ("setting 'refit'", "unknown")),
     (dict(weight_decay=-1), ("weight_decay=-1",)),
-    (dict(warmup=3), ("warmup=3",)), (dict(clip=0), ("clip=0", "a number above 0")), (dict(num_beams=0), ("num_beams=0",)),
-    (dict(seed="x"), ("seed='x'", "whole number")), (dict(seed=-1), ("seed=-1", "at least 0")),
-    (dict(train_last=-1), ("train_last=-1",)), (dict(validation_fraction=2), ("validation_fraction=2", "between 0 and 1")),
-    (dict(carve_by="patient"), ("carve_by='patient'", "one of question, image, single")), (dict(mixed_precision="fp8"), ("mixed_precision='fp8'",)),
-    (dict(augment=2), ("augment=2",)), (dict(freeze_encoders=True, augment=0.1), ("augment=0.1", "encoders are frozen")),
-    (dict(freeze_encoders="no"), ("freeze_encoders='no'", "true or false")), (dict(model_options=3), ("model_options=3",)),
-    (dict(data_options=[1]), ("data_options=[1]",)), (dict(data_root=5), ("data_root=5", "a path")),
-    (dict(epochs=0, batch_size=0, seed="x"), ("3 problems found", "epochs=0", "batch_size=0", "seed='x'"))]
+    (dict(warmup=3), ("warmup=3",)),
+    (dict(clip=0), ("clip=0", "a number above 0")),
+    (dict(num_beams=0), ("num_beams=0",)),
+    (dict(seed="x"), ("seed='x'", "whole number")),
+    (dict(seed=-1), ("seed=-1", "at least 0")),
+    (dict(train_last=-1), ("train_last=-1",)),
+    (dict(validation_fraction=2), ("validation_fraction=2", "between 0 and 1")),
+    (dict(carve_by="patient"), ("carve_by='patient'", "one of question, image, single")),
+    (dict(mixed_precision="fp8"), ("mixed_precision='fp8'",)),
+    (dict(augment=2), ("augment=2",)),
+    (dict(freeze_encoders=True, augment=0.1), ("augment=0.1", "encoders are frozen")),
+    (dict(freeze_encoders="no"), ("freeze_encoders='no'", "true or false")),
+    (dict(model_options=3), ("model_options=3",)),
+    (dict(data_options=[1]), ("data_options=[1]",)),
+    (dict(data_root=5), ("data_root=5", "a path")),
+    (
+        dict(epochs=0, batch_size=0, seed="x"),
+        ("3 problems found", "epochs=0", "batch_size=0", "seed='x'"),
+    ),
+]
 
 
-@pytest.mark.parametrize("given, parts", SETTINGS, ids=lambda x: ",".join(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    "given, parts", SETTINGS, ids=lambda x: ",".join(x) if isinstance(x, dict) else ""
+)
 def test_bad_setting(given, parts):
-    with pytest.raises(InputError) as e: make_settings("table", **{"preset": "tiny", **given})
-    for part in parts: assert part in str(e.value)
+    with pytest.raises(InputError) as e:
+        make_settings("table", **{"preset": "tiny", **given})
+    for part in parts:
+        assert part in str(e.value)
 
 
 # what is given -> parts of the message of a training that must not begin
 TRAININGS = {
-    "unknown data set": (dict(dataset="radpath"), ("dataset='radpath'", "unknown data set", "Use one of", "table, vqa_rad")),
-    "no table given": (dict(data_root=None), ("no file given", "Give the path of your CSV or JSONL file")),
-    "missing table": (dict(data_root="{tmp}/none.csv"), ("none.csv", "no such file", "correct the path")),
-    "folder without files": (dict(dataset="slake", data_root="{tmp}"), ("{tmp}/imgs", "no such folder of images", "Put the images there")),
-    "unknown loader option": (dict(data_options={"colour": 1}), ("option colour", "unknown for table")),
-    "unknown model option": (dict(model_options={"fvtaa": False}), ("model option 'fvtaa'", "unknown", "fvta,")),
-    "unknown fusion": (dict(model_options={"fusion": "magic"}), ("fusion='magic'", "unknown fusion", "cross_mamba")),
-    "unknown classifier loss": (dict(model_options={"classifier_loss": "mse"}), ("classifier_loss='mse'", "'bce' or 'ce'")),
-    "unknown device": (dict(device="quantum"), ("device='quantum'", "Use 'cpu', 'cuda' or 'cuda:N'")),
-    "device that is not there": (dict(device="cuda:77"), ("device='cuda:77'", "Use 'cpu', 'cuda' or 'cuda:N'")),
-    "device that computes nothing": (dict(device="meta"), ("device='meta'", "Use 'cpu', 'cuda' or 'cuda:N'")),
-    "fp16 on a CPU": (dict(mixed_precision="fp16"), ("mixed_precision='fp16'", "needs a GPU", "'no' or 'bf16'")),
+    "unknown data set": (
+        dict(dataset="radpath"),
+        ("dataset='radpath'", "unknown data set", "Use one of", "table, vqa_rad"),
+    ),
+    "no table given": (
+        dict(data_root=None),
+        ("no file given", "Give the path of your CSV or JSONL file"),
+    ),
+    "missing table": (
+        dict(data_root="{tmp}/none.csv"),
+        ("none.csv", "no such file", "correct the path"),
+    ),
+    "folder without files": (
+        dict(dataset="slake", data_root="{tmp}"),
+        ("{tmp}/imgs", "no such folder of images", "Put the images there"),
+    ),
+    "unknown loader option": (
+        dict(data_options={"colour": 1}),
+        ("option colour", "unknown for table"),
+    ),
+    "unknown model option": (
+        dict(model_options={"fvtaa": False}),
+        ("model option 'fvtaa'", "unknown", "fvta,"),
+    ),
+    "unknown fusion": (
+        dict(model_options={"fusion": "magic"}),
+        ("fusion='magic'", "unknown fusion", "cross_mamba"),
+    ),
+    "unknown classifier loss": (
+        dict(model_options={"classifier_loss": "mse"}),
+        ("classifier_loss='mse'", "'bce' or 'ce'"),
+    ),
+    "unknown device": (
+        dict(device="quantum"),
+        ("device='quantum'", "Use 'cpu', 'cuda' or 'cuda:N'"),
+    ),
+    "device that is not there": (
+        dict(device="cuda:77"),
+        ("device='cuda:77'", "Use 'cpu', 'cuda' or 'cuda:N'"),
+    ),
+    "device that computes nothing": (
+        dict(device="meta"),
+        ("device='meta'", "Use 'cpu', 'cuda' or 'cuda:N'"),
+    ),
+    "fp16 on a CPU": (
+        dict(mixed_precision="fp16"),
+        ("mixed_precision='fp16'", "needs a GPU", "'no' or 'bf16'"),
+    ),
     "weights not at hand": (dict(preset="compact"), ("all-MiniLM-L6-v2", "CMI_MTL_WEIGHTS")),
 }
 
@@ -360,19 +658,36 @@ TRAININGS = {
 def test_training_that_does_not_begin(tmp_path, monkeypatch, fault):
     given, parts = TRAININGS[fault]
     path, fill = table(tmp_path), lambda x: x.format(tmp=tmp_path) if isinstance(x, str) else x
-    for name in ("CMI_MTL_DATA", "CMI_MTL_WEIGHTS"): monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    for name in ("CMI_MTL_DATA", "CMI_MTL_WEIGHTS"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    given = {"dataset": "table", "preset": "tiny", "data_root": str(path), "epochs": 1, "device": "cpu", **given}
+    given = {
+        "dataset": "table",
+        "preset": "tiny",
+        "data_root": str(path),
+        "epochs": 1,
+        "device": "cpu",
+        **given,
+    }
     before = made_data.listing(tmp_path)
-    with pytest.raises(InputError) as e: train(make_settings(**{k: fill(v) for k, v in given.items()}), tmp_path / "out")
-    for part in parts: assert fill(part) in str(e.value)
+    with pytest.raises(InputError) as e:
+        train(make_settings(**{k: fill(v) for k, v in given.items()}), tmp_path / "out")
+    for part in parts:
+        assert fill(part) in str(e.value)
     assert made_data.listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_split_without_a_question(tmp_path, split):
     path = table(tmp_path)
-    path.write_text("\n".join(x for x in path.read_text(encoding="utf-8").splitlines() if not x.endswith(split)), encoding="utf-8")
-    with pytest.raises(InputError, match=f"no question in split {split}. Give each split some questions"):
+    path.write_text(
+        "\n".join(
+            x for x in path.read_text(encoding="utf-8").splitlines() if not x.endswith(split)
+        ),
+        encoding="utf-8",
+    )
+    with pytest.raises(
+        InputError, match=f"no question in split {split}. Give each split some questions"
+    ):
         train(make_settings("table", "tiny", data_root=str(path), device="cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

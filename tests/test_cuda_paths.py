@@ -4,6 +4,7 @@ A fake computes the plain formula on the CPU. It has the signature of the publis
 refuses what the kernel refuses. Sources: state-spaces/mamba e9594ce (csrc/selective_scan,
 mamba_ssm/ops/selective_scan_interface.py), Dao-AILab/causal-conv1d 0d2252d (csrc,
 causal_conv1d/causal_conv1d_interface.py)."""
+
 import inspect
 import logging
 import sys
@@ -22,30 +23,34 @@ from cmi_mtl.core import InputError
 from cmi_mtl.model import CMIMTL, paper_config
 
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2**-6}        # as the notebook asks of a real GPU
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # as the notebook asks of a real GPU
 
 
 # ---------------------------------------------------------------- what the kernels refuse
+
 
 class Refused(RuntimeError):
     "What TORCH_CHECK of a kernel would raise; or, for an address, what kills the process on a GPU."
 
 
 def check(holds, why):
-    if not holds: raise Refused(why)
+    if not holds:
+        raise Refused(why)
 
 
 def check_types(u, **others):
     check(u.dtype in KERNEL_TYPES, f"{u.dtype} is not implemented")
     for name, (x, dtype) in others.items():
-        if x is None: continue
+        if x is None:
+            continue
         check(x.dtype == dtype, f"{name} is {x.dtype}, not {dtype}")
         check(x.device == u.device, f"{name} is on another device")
 
 
 def check_address(x, read_whole, every_stride):
     "16 bytes are read at a time where `read_whole`: they must begin at a multiple of 16."
-    if x is None or not read_whole: return
+    if x is None or not read_whole:
+        return
     strides = [x.stride(i) for i in every_stride if x.shape[i] > 1]
     check(x.data_ptr() % 16 == 0, "misaligned address")
     check(not any(s * x.element_size() % 16 for s in strides), "misaligned address")
@@ -63,10 +68,13 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias):
         check(x is None or x.stride(-1) == 1 or x.shape[-1] == 1, "the last stride is not 1")
     shapes = [(delta, u.shape), (z, u.shape), (A, (d, n)), (D, (d,)), (delta_bias, (d,))]
     shapes += [(x, (batch, groups, n, L)) for x in (B, C)]
-    for x, shape in shapes: check(x is None or tuple(x.shape) == tuple(shape), "shape")
+    for x, shape in shapes:
+        check(x is None or tuple(x.shape) == tuple(shape), "shape")
     at_once = next((k for k in (128, 256, 512, 1024) if L <= k), 2048)
-    for x in (u, delta, z): check_address(x, L % at_once == 0, (0, 1))
-    for x in (B, C): check_address(x, L % at_once == 0, (0, 1, 2))
+    for x in (u, delta, z):
+        check_address(x, L % at_once == 0, (0, 1))
+    for x in (B, C):
+        check_address(x, L % at_once == 0, (0, 1, 2))
 
 
 def check_conv(x, weight, bias):
@@ -89,27 +97,32 @@ def check_conv(x, weight, bias):
 
 # ---------------------------------------------------------------- the fakes
 
+
 def plain_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     "The formula, in float32. B, C: (batch, groups, n, L)."
     u, delta, B, C, z = (None if x is None else x.float() for x in (u, delta, B, C, z))
     B, C = (x.repeat_interleave(u.shape[1] // x.shape[1], 1) for x in (B, C))
-    if delta_bias is not None: delta = delta + delta_bias[:, None]
-    if delta_softplus: delta = F.softplus(delta)
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
     h, ys = torch.zeros(*u.shape[:2], A.shape[1]), []
     for t in range(u.shape[2]):
         step = delta[:, :, t, None]
         h = (step * A).exp() * h + step * B[..., t] * u[:, :, t, None]
         ys.append((h * C[..., t]).sum(2))
     y = torch.stack(ys, 2)
-    if D is not None: y = y + D[:, None] * u
+    if D is not None:
+        y = y + D[:, None] * u
     return y if z is None else y * F.silu(z)
 
 
 def plain_conv(x, weight, bias, silu):
     "The formula, in float32."
     padded, L = F.pad(x.float(), (weight.shape[1] - 1, 0)), x.shape[2]
-    y = sum(weight.float()[:, k, None] * padded[..., k:k + L] for k in range(weight.shape[1]))
-    if bias is not None: y = y + bias.float()[:, None]
+    y = sum(weight.float()[:, k, None] * padded[..., k : k + L] for k in range(weight.shape[1]))
+    if bias is not None:
+        y = y + bias.float()[:, None]
     return F.silu(y) if silu else y
 
 
@@ -149,7 +162,8 @@ class ScanKernel(torch.autograd.Function):
 class ConvKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, silu, x, weight, bias):
-        if x.stride(2) != 1 and x.stride(1) != 1: x = x.contiguous()
+        if x.stride(2) != 1 and x.stride(1) != 1:
+            x = x.contiguous()
         bias = None if bias is None else bias.contiguous()
         ctx.channels_last = check_conv(x, weight, bias)
         ctx.formula = lambda *inputs: plain_conv(*inputs, silu)
@@ -161,8 +175,10 @@ class ConvKernel(torch.autograd.Function):
     def backward(ctx, dy):
         x = ctx.saved_tensors[0]
         check(dy.shape == x.shape, "shape")
-        if dy.stride(2) != 1 and dy.stride(1) != 1: dy = dy.contiguous()
-        if ctx.channels_last and dy.stride(1) != 1: dy = dy.mT.contiguous().mT
+        if dy.stride(2) != 1 and dy.stride(1) != 1:
+            dy = dy.contiguous()
+        if ctx.channels_last and dy.stride(1) != 1:
+            dy = dy.mT.contiguous().mT
         by_eights = dy.stride(2) % 8 == 0 and dy.stride(0) % 8 == 0
         check(by_eights or not ctx.channels_last, "strides of dy")
         return None, *gradients_of(ctx.formula, ctx.saved_tensors, dy)
@@ -170,19 +186,42 @@ class ConvKernel(torch.autograd.Function):
 
 class Fakes:
     "The two functions as published, and what they were called with."
-    def __init__(self): self.scans, self.convs = [], []
 
-    def selective_scan_fn(self, u, delta, A, B, C, D=None, z=None, delta_bias=None,
-                          delta_softplus=False, return_last_state=False):
+    def __init__(self):
+        self.scans, self.convs = [], []
+
+    def selective_scan_fn(
+        self,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+    ):
         assert not return_last_state, "the fake has no last state"
         self.scans.append(dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias))
         return ScanKernel.apply(delta_softplus, u, delta, A, B, C, D, z, delta_bias)
 
-    def causal_conv1d_fn(self, x, weight, bias=None, seq_idx=None, initial_states=None,
-                         return_final_states=False, final_states_out=None, activation=None):
+    def causal_conv1d_fn(
+        self,
+        x,
+        weight,
+        bias=None,
+        seq_idx=None,
+        initial_states=None,
+        return_final_states=False,
+        final_states_out=None,
+        activation=None,
+    ):
         states = seq_idx, initial_states, final_states_out
         assert not return_final_states and states == (None,) * 3, "the fake keeps no states"
-        if activation not in (None, "silu", "swish"): raise NotImplementedError(activation)
+        if activation not in (None, "silu", "swish"):
+            raise NotImplementedError(activation)
         self.convs.append(dict(x=x, weight=weight, bias=bias))
         return ConvKernel.apply(activation is not None, x, weight, bias)
 
@@ -199,7 +238,8 @@ def put_in(monkeypatch, name, **contents):
 
 def take_out(monkeypatch, *names):
     "Whoever imports one of them is told that there is none."
-    for name in names: monkeypatch.setitem(sys.modules, name, None)
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture
@@ -227,8 +267,20 @@ def gpu(machine, monkeypatch):
 
 class EverythingOnDevice(TorchFunctionMode):
     "Our code names the device of each tensor that it makes: without, it would lie on the CPU."
-    MAKERS = {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones,
-              torch.rand, torch.randn, torch.randperm, torch.tensor, torch.zeros}
+
+    MAKERS = {
+        torch.arange,
+        torch.empty,
+        torch.eye,
+        torch.full,
+        torch.linspace,
+        torch.ones,
+        torch.rand,
+        torch.randn,
+        torch.randperm,
+        torch.tensor,
+        torch.zeros,
+    }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         caller = inspect.currentframe().f_back.f_globals.get("__name__", "")
@@ -239,6 +291,7 @@ class EverythingOnDevice(TorchFunctionMode):
 
 # ---------------------------------------------------------------- helpers of the tests
 
+
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -247,8 +300,9 @@ def scan_inputs(batch=3, d=24, L=21, n=16, dtype=torch.float32):
     wide, narrow = (batch, d, L), (batch, n, L)
     shapes = dict(u=wide, delta=wide, B=narrow, C=narrow, z=wide)
     x = {k: random(*shape, dtype=dtype, seed=i) for i, (k, shape) in enumerate(shapes.items())}
-    return x | dict(A=-random(d, n, seed=7).abs() - 0.1, D=random(d, seed=8),
-                    delta_bias=random(d, seed=9) - 2)
+    return x | dict(
+        A=-random(d, n, seed=7).abs() - 0.1, D=random(d, seed=8), delta_bias=random(d, seed=9) - 2
+    )
 
 
 def value_and_gradients(function, inputs, seed=5):
@@ -259,7 +313,8 @@ def value_and_gradients(function, inputs, seed=5):
     return {"y": y.detach(), **dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy)))}
 
 
-def exact(inputs): return {k: None if v is None else v.double() for k, v in inputs.items()}
+def exact(inputs):
+    return {k: None if v is None else v.double() for k, v in inputs.items()}
 
 
 def late(x):
@@ -282,34 +337,46 @@ LENGTHS = torch.tensor([21, 1, 13])
 
 # ---------------------------------------------------------------- the fakes have teeth
 
+
 def test_fakes_refuse_what_the_kernels_refuse():
     fakes, whole = Fakes(), scan_inputs(d=16, L=128)
     many = dict(A=torch.ones(16, 257), B=torch.ones(3, 257, 128), C=torch.ones(3, 257, 128))
-    scan_refuses = {"not implemented": dict(u=whole["u"].double()), "state dimension": many,
-                    "B is": dict(B=whole["B"].half()), "A is": dict(A=whole["A"].half()),
-                    "shape": dict(D=torch.ones(5)),
-                    "last stride": dict(delta_bias=torch.ones(32)[::2]),
-                    "misaligned": dict(u=random(3, 16, 129)[..., 1:])}
+    scan_refuses = {
+        "not implemented": dict(u=whole["u"].double()),
+        "state dimension": many,
+        "B is": dict(B=whole["B"].half()),
+        "A is": dict(A=whole["A"].half()),
+        "shape": dict(D=torch.ones(5)),
+        "last stride": dict(delta_bias=torch.ones(32)[::2]),
+        "misaligned": dict(u=random(3, 16, 129)[..., 1:]),
+    }
     for why, change in scan_refuses.items():
-        with pytest.raises(Refused, match=why): fakes.selective_scan_fn(**whole | change)
+        with pytest.raises(Refused, match=why):
+            fakes.selective_scan_fn(**whole | change)
     x, weight = random(2, 16, 12), random(16, 4)
-    conv_refuses = {"not implemented": (x.double(), weight), "width": (x, random(16, 5)),
-                    "divisible by 8": (random(2, 12, 15).mT, random(15, 4)),
-                    "multiples of 8": (random(2, 12, 17)[..., :16].mT, weight),
-                    "bias is": (x, weight, torch.ones(16).half()),
-                    "misaligned": (random(2, 16, 13)[..., 1:], weight)}
+    conv_refuses = {
+        "not implemented": (x.double(), weight),
+        "width": (x, random(16, 5)),
+        "divisible by 8": (random(2, 12, 15).mT, random(15, 4)),
+        "multiples of 8": (random(2, 12, 17)[..., :16].mT, weight),
+        "bias is": (x, weight, torch.ones(16).half()),
+        "misaligned": (random(2, 16, 13)[..., 1:], weight),
+    }
     for why, arguments in conv_refuses.items():
-        with pytest.raises(Refused, match=why): fakes.causal_conv1d_fn(*arguments)
+        with pytest.raises(Refused, match=why):
+            fakes.causal_conv1d_fn(*arguments)
 
 
 # ---------------------------------------------------------------- the scan
+
 
 @DTYPES
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 @pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
 def test_scan(gpu, dtype, lengths, bare):
     x = scan_inputs(dtype=dtype)
-    if bare: x |= dict(D=None, z=None, delta_bias=None, delta=x["delta"].abs())
+    if bare:
+        x |= dict(D=None, z=None, delta_bias=None, delta=x["delta"].abs())
     options = dict(delta_softplus=not bare, lengths=lengths)
     assert scan.scan_path(x["u"]) == "cuda"
     with EverythingOnDevice():
@@ -337,10 +404,13 @@ def test_scan_of_odd_layouts(gpu, place):
     "L = 128: the kernel then reads 16 bytes at a time. The bias: every second number of a tensor."
     L = 1 if place == "one position" else 128
     wide = scan_inputs(L=130 if L == 128 else L, n=4)
-    views = {"shifted": lambda x: x[..., 1:129], "late": lambda x: late(x[..., :128]),
-             "strided": lambda x: x[..., :128],
-             "transposed": lambda x: x[..., :128].mT.contiguous().mT,
-             "one position": lambda x: x.mT.contiguous().mT}
+    views = {
+        "shifted": lambda x: x[..., 1:129],
+        "late": lambda x: late(x[..., :128]),
+        "strided": lambda x: x[..., :128],
+        "transposed": lambda x: x[..., :128].mT.contiguous().mT,
+        "one position": lambda x: x.mT.contiguous().mT,
+    }
     x = {k: views[place](v) if v.dim() == 3 else v for k, v in wide.items()}
     x["delta_bias"] = x["delta_bias"].repeat_interleave(2)[::2]
     y = scan.selective_scan(**x, delta_softplus=True)
@@ -351,14 +421,16 @@ def test_scan_of_odd_layouts(gpu, place):
 
 # ---------------------------------------------------------------- the convolution
 
-LAYOUTS = {"positions last": lambda d, L: random(2, d, L),
-           "channels last": lambda d, L: random(2, L, d).mT,
-           "positions last, late": lambda d, L: late(random(2, d, L)),
-           "channels last, late": lambda d, L: late(random(2, L, d)).mT,
-           "part of rows": lambda d, L: random(2, L, 2 * d)[..., d:].mT,
-           "shifted": lambda d, L: random(2, d, L + 1)[..., 1:],
-           "odd channels": lambda d, L: random(2, L, d + 3)[..., 3:].mT,
-           "every second": lambda d, L: random(2, d, 2 * L)[..., ::2]}
+LAYOUTS = {
+    "positions last": lambda d, L: random(2, d, L),
+    "channels last": lambda d, L: random(2, L, d).mT,
+    "positions last, late": lambda d, L: late(random(2, d, L)),
+    "channels last, late": lambda d, L: late(random(2, L, d)).mT,
+    "part of rows": lambda d, L: random(2, L, 2 * d)[..., d:].mT,
+    "shifted": lambda d, L: random(2, d, L + 1)[..., 1:],
+    "odd channels": lambda d, L: random(2, L, d + 3)[..., 3:].mT,
+    "every second": lambda d, L: random(2, d, 2 * L)[..., ::2],
+}
 
 
 @DTYPES
@@ -370,7 +442,8 @@ def test_convolution(gpu, dtype, layout, d, L):
         bias = None if width == 2 else random(d, seed=2)
         x = {"x": view.to(dtype), "weight": random(d, width, seed=1), "bias": bias}
         function = lambda x, weight, bias: scan.causal_conv1d(x, weight, bias, "silu")
-        with EverythingOnDevice(): got = value_and_gradients(function, x)
+        with EverythingOnDevice():
+            got = value_and_gradients(function, x)
         assert gpu.convs and gpu.convs[-1]["weight"].shape == (d, width) and got["y"].dtype == dtype
         plain = lambda x, weight, bias: scan._plain_conv(x, weight, bias, "silu")
         assert_near(got, value_and_gradients(plain, exact(x)), LIMITS[dtype])
@@ -386,13 +459,18 @@ def test_convolution_without_silu(gpu):
 
 # ---------------------------------------------------------------- rows, and what is made of them
 
+
 def rows_inputs(lengths, d=24, n=16, dtype=torch.float32):
     T = int(lengths.sum())
     shapes = dict(u=(T, d), delta=(T, d), B=(T, n), C=(T, n))
     x = {k: random(*shape, dtype=dtype, seed=i) for i, (k, shape) in enumerate(shapes.items())}
-    return x | dict(A=-random(d, n, seed=7).abs() - 0.1, D=random(d, seed=8),
-                    delta_bias=random(d, seed=9) - 2, weight=random(d, 4, seed=10),
-                    bias=random(d, seed=11))
+    return x | dict(
+        A=-random(d, n, seed=7).abs() - 0.1,
+        D=random(d, seed=8),
+        delta_bias=random(d, seed=9) - 2,
+        weight=random(d, 4, seed=10),
+        bias=random(d, seed=11),
+    )
 
 
 def mixed_rows(lengths, u, weight, bias, **x):
@@ -414,17 +492,19 @@ def one_by_one(lengths, u, delta, A, B, C, D, delta_bias, weight, bias):
 @pytest.mark.parametrize("d", [24, 13])
 def test_rows(gpu, dtype, d):
     x = rows_inputs(LENGTHS, d, dtype=dtype)
-    with EverythingOnDevice(): got = value_and_gradients(lambda **x: mixed_rows(LENGTHS, **x), x)
+    with EverythingOnDevice():
+        got = value_and_gradients(lambda **x: mixed_rows(LENGTHS, **x), x)
     assert (len(gpu.scans), len(gpu.convs)) == (1, 1)
     assert got["y"].shape == (35, d) and got["y"].dtype == dtype
     expected = value_and_gradients(lambda **x: one_by_one(LENGTHS, **x), exact(x))
     assert_near(got, expected, 2 * LIMITS[dtype])
     seen = gpu.convs[0]["x"]
-    assert seen.shape == (3, d, 21) and (seen.stride(1) == 1) == (d == 24)      # by eights: no copy
+    assert seen.shape == (3, d, 21) and (seen.stride(1) == 1) == (d == 24)  # by eights: no copy
 
 
-@pytest.mark.parametrize("given", [LENGTHS.int(), LENGTHS.repeat_interleave(2)[::2]],
-                         ids=["int32", "strided"])
+@pytest.mark.parametrize(
+    "given", [LENGTHS.int(), LENGTHS.repeat_interleave(2)[::2]], ids=["int32", "strided"]
+)
 def test_rows_on_a_cpu_take_any_lengths(given):
     x = rows_inputs(LENGTHS)
     assert_near({"y": mixed_rows(given, **x)}, {"y": one_by_one(LENGTHS, **x)}, 1e-4)
@@ -438,16 +518,19 @@ def test_block_in_both_directions(gpu, monkeypatch, autocast):
     inputs = dict(v=random(3, 9, 16), q=random(3, 12, 16, seed=1))
     inputs |= {k: p.detach() for k, p in block.named_parameters()}
     lengths = torch.tensor([12, 1, 7])
+
     def run(v, q, **parameters):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return torch.cat(torch.func.functional_call(block, parameters, (v, q, lengths)), 1)
-    with EverythingOnDevice(): got = value_and_gradients(run, inputs)
-    assert (len(gpu.scans), len(gpu.convs)) == (2, 2)               # forwards and backwards
+
+    with EverythingOnDevice():
+        got = value_and_gradients(run, inputs)
+    assert (len(gpu.scans), len(gpu.convs)) == (2, 2)  # forwards and backwards
     kind = torch.bfloat16 if autocast else torch.float32
     assert all(call["u"].dtype == kind for call in gpu.scans)
     monkeypatch.undo()
     autocast = False
-    expected = value_and_gradients(run, inputs)                     # the paths of a CPU
+    expected = value_and_gradients(run, inputs)  # the paths of a CPU
     assert (len(gpu.scans), len(gpu.convs)) == (2, 2)
     assert_near(got, expected, 0.05 if kind == torch.bfloat16 else 1e-4)
 
@@ -458,7 +541,8 @@ def test_branch_turns_each_sequence_within_its_length(gpu):
     branch, lengths = SelectiveBranch(16, d_state=8, bidirectional=True), torch.tensor([9, 4, 1])
     x = random(3, 9, 16)
     turned = x.clone()
-    for row, n in zip(turned, lengths): row[:n] = row[:n].flip(0)
+    for row, n in zip(turned, lengths):
+        row[:n] = row[:n].flip(0)
     y, turned_y = branch(x, lengths)[0], branch(turned, lengths)[0]
     for a, b, n in zip(y, turned_y, lengths):
         torch.testing.assert_close(a[:n].flip(0), b[:n])
@@ -468,6 +552,7 @@ def test_branch_turns_each_sequence_within_its_length(gpu):
 
 # ---------------------------------------------------------------- what a kernel would refuse
 
+
 def test_float64_goes_another_way(gpu, caplog):
     x = exact(scan_inputs())
     y = scan.selective_scan(**x, delta_softplus=True)
@@ -476,7 +561,7 @@ def test_float64_goes_another_way(gpu, caplog):
     y = scan.causal_conv1d(u, weight)
     torch.testing.assert_close(y, scan._plain_conv(u, weight, None, None))
     assert not gpu.scans and not gpu.convs and scan.scan_path(u) == "chunked"
-    assert not caplog.records                                       # nothing is missing
+    assert not caplog.records  # nothing is missing
     with pytest.raises(InputError, match="path='cuda': the kernel has no float64. Use path=None"):
         scan.selective_scan(**x, path="cuda")
 
@@ -506,18 +591,28 @@ def test_other_widths_go_another_way(gpu, dtype, width):
 
 # ---------------------------------------------------------------- packages missing or broken
 
+
 def broken(why):
     class Broken(ModuleType):
-        def __getattr__(self, name): raise why
+        def __getattr__(self, name):
+            raise why
+
     return Broken("broken")
 
 
-@pytest.mark.parametrize("how, said", [("no package", f"{INTERFACE}: ModuleNotFoundError"),
-                                       ("another torch", "OSError: undefined symbol"),
-                                       ("no compiled part", "selective_scan_cuda: ModuleNotFound")])
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("no package", f"{INTERFACE}: ModuleNotFoundError"),
+        ("another torch", "OSError: undefined symbol"),
+        ("no compiled part", "selective_scan_cuda: ModuleNotFound"),
+    ],
+)
 def test_without_the_scan_kernel(gpu, monkeypatch, caplog, how, said):
-    if how == "no package": take_out(monkeypatch, INTERFACE)
-    if how == "no compiled part": take_out(monkeypatch, "selective_scan_cuda")
+    if how == "no package":
+        take_out(monkeypatch, INTERFACE)
+    if how == "no compiled part":
+        take_out(monkeypatch, "selective_scan_cuda")
     if how == "another torch":
         monkeypatch.setitem(sys.modules, INTERFACE, broken(OSError("undefined symbol: _ZN2at")))
     x = scan_inputs()
@@ -546,6 +641,7 @@ def test_without_the_convolution_kernel(gpu, monkeypatch, caplog, dtype):
 
 # ---------------------------------------------------------------- the paper's preset
 
+
 def paper_model():
     "Full width, 577 image tokens and 32 queries; fewer layers and words, no dropout."
     written = paper_config(offline=True)
@@ -553,8 +649,15 @@ def paper_model():
     text = written.text_encoder | dict(num_hidden_layers=1, vocab_size=5000)
     t5 = written.generator | dict(num_layers=1, vocab_size=4000, dropout_rate=0.0)
     torch.manual_seed(0)
-    config = paper_config([f"answer {i}" for i in range(458)], offline=True, image_encoder=image,
-                          text_encoder=text, generator=t5, qformer_layers=2, dropout=0.0)
+    config = paper_config(
+        [f"answer {i}" for i in range(458)],
+        offline=True,
+        image_encoder=image,
+        text_encoder=text,
+        generator=t5,
+        qformer_layers=2,
+        dropout=0.0,
+    )
     return CMIMTL(config).eval()
 
 
@@ -562,10 +665,17 @@ def paper_batch():
     "Two questions, of 32 words and of 9; the second is open."
     lengths, each = torch.tensor([32, 9]), torch.tensor([0, 1])
     ids = torch.randint(3, 5000, (2, 32), generator=torch.Generator().manual_seed(0))
-    return dict(pixel_values=random(2, 3, 384, 384), input_ids=ids,
-                attention_mask=(torch.arange(32) < lengths[:, None]).long(),
-                labels=torch.tensor([3, 457]), type_labels=each, image_ids=each, question_ids=each,
-                open_rows=torch.tensor([1]), generator_labels=torch.tensor([[1820, 31, 1]]))
+    return dict(
+        pixel_values=random(2, 3, 384, 384),
+        input_ids=ids,
+        attention_mask=(torch.arange(32) < lengths[:, None]).long(),
+        labels=torch.tensor([3, 457]),
+        type_labels=each,
+        image_ids=each,
+        question_ids=each,
+        open_rows=torch.tensor([1]),
+        generator_labels=torch.tensor([[1820, 31, 1]]),
+    )
 
 
 def test_a_step_of_the_papers_shapes(gpu, monkeypatch):
@@ -577,9 +687,9 @@ def test_a_step_of_the_papers_shapes(gpu, monkeypatch):
         tokens = model.encode_image(batch.pop("pixel_values"))
         out = model(image_tokens=tokens, **batch)
     out.loss.backward()
-    assert (len(gpu.scans), len(gpu.convs)) == (2, 2)           # one of each in both blocks of CIFR
+    assert (len(gpu.scans), len(gpu.convs)) == (2, 2)  # one of each in both blocks of CIFR
     seen = gpu.convs[0]["x"]
-    assert seen.shape == (4, 1536, 32) and seen.stride(1) == 1      # two images, two questions
+    assert seen.shape == (4, 1536, 32) and seen.stride(1) == 1  # two images, two questions
     assert gpu.scans[0]["A"].shape == (1536, 16)
     assert out.logits.shape == (2, 458) and out.question_states.shape == (2, 32, 768)
     assert tokens.shape == (2, 577, 768) and out.image_states.shape == (2, 32, 768)

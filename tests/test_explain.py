@@ -1,4 +1,5 @@
 "Explanations on every kind of encoder, on the layout of SLAKE, from the file of a model, and of files that do not fit."
+
 import json
 from dataclasses import replace
 
@@ -13,13 +14,32 @@ from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.samples import Region, normalise_answer
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.explain import METHODS, deletion_insertion, explain, explain_question, faithfulness, ground, region_mask, sanity, untrained
+from cmi_mtl.explain import (
+    METHODS,
+    deletion_insertion,
+    explain,
+    explain_question,
+    faithfulness,
+    ground,
+    region_mask,
+    sanity,
+    untrained,
+)
 from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
 from made_run import assert_alike
 
-VIT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, patch_size=8, image_size=48)
+VIT = dict(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    patch_size=8,
+    image_size=48,
+)
 ENCODERS = {
-    "convnext": lambda: AutoConfig.for_model("convnext", num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], patch_size=4),
+    "convnext": lambda: AutoConfig.for_model(
+        "convnext", num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], patch_size=4
+    ),
     "dinov2": lambda: AutoConfig.for_model("dinov2", **VIT),
     "vit": lambda: AutoConfig.for_model("vit", **VIT),
     "clip": lambda: AutoConfig.for_model("clip_vision_model", **VIT),
@@ -30,12 +50,17 @@ ANSWERS = ["yes", "no", "left", "right", "upper zone"]
 def model_with(encoder="convnext", seed=0, **options):
     torch.manual_seed(seed)
     words = build_tokenizer(["is the right lung healthy ? where is the heart", *ANSWERS])
-    model = CMIMTL(tiny_config(ANSWERS, words, image_encoder=ENCODERS[encoder]().to_dict(), image_size=48, **options))
+    model = CMIMTL(
+        tiny_config(
+            ANSWERS, words, image_encoder=ENCODERS[encoder]().to_dict(), image_size=48, **options
+        )
+    )
     model.processor = CMIMTLProcessor.for_model(model.config, words)
     return model.eval()
 
 
-def noise(width=60, height=40): return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
+def noise(width=60, height=40):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -45,18 +70,29 @@ def test_all_maps_on_every_encoder(encoder, pool):
     for method in METHODS:
         answer = "upper zone" if method == "grad_cam_text" else None
         m = explain(model, noise(), "Is the right lung healthy?", method, answer)
-        assert m.values.shape == (40, 60) and m.grid.shape == (6 // pool,) * 2 and m.method == method
+        assert (
+            m.values.shape == (40, 60) and m.grid.shape == (6 // pool,) * 2 and m.method == method
+        )
         assert np.isfinite(m.grid).all() and (m.grid >= 0).all() and m.values.min() >= 0
         assert m.scale == 0 or abs(m.values.max() - 1) < 1e-6
-    assert explain(model, noise(), "Where is the heart?", "query_attention").grid.sum() == pytest.approx(1, abs=0.2)
+    assert explain(
+        model, noise(), "Where is the heart?", "query_attention"
+    ).grid.sum() == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("options", [{"fusion_options": {"bidirectional": True}}, {"fvta": False}, {"num_queries": 7, "query_start": "mean", "qformer_layers": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fusion_options": {"bidirectional": True}},
+        {"fvta": False},
+        {"num_queries": 7, "query_start": "mean", "qformer_layers": 3},
+    ],
+)
 def test_attention_maps_whatever_the_options(options):
     model = model_with(**options)
     for method in ("hidden_attention", "gate"):
         m = explain(model, noise(), "Where is the heart?", method)
-        assert m.grid.sum() == pytest.approx(1, abs=1e-4)      # shares of attention, over all patches
+        assert m.grid.sum() == pytest.approx(1, abs=1e-4)  # shares of attention, over all patches
 
 
 def test_explaining_leaves_the_model_as_it_was():
@@ -65,37 +101,51 @@ def test_explaining_leaves_the_model_as_it_was():
     first = [explain(model, noise(), "Where is the heart?", m).values for m in METHODS]
     again = [explain(model, noise(), "Where is the heart?", m).values for m in METHODS]
     explain_question(model, noise(), "Where is the heart?")
-    for a, b in zip(first, again): np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    for a, b in zip(first, again):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert not any(m._forward_pre_hooks for m in (model.fvta.qformer, *model.cifr.blocks)) and model.fvta.qformer.layers.config._attn_implementation == "sdpa"
+    assert (
+        not any(m._forward_pre_hooks for m in (model.fvta.qformer, *model.cifr.blocks))
+        and model.fvta.qformer.layers.config._attn_implementation == "sdpa"
+    )
 
 
 def test_frozen_encoders_and_half_of_the_parameters():
     model = model_with("dinov2").freeze_encoders()
     answers = [explain(model, noise(), "Where is the heart?", answer=a) for a in ANSWERS]
-    assert len({m.scale for m in answers}) > 1                 # the map depends on the answer that is explained
+    assert len({m.scale for m in answers}) > 1  # the map depends on the answer that is explained
 
 
 def test_answer_is_explained_that_is_named():
     model = model_with()
-    assert explain(model, noise(), "Where is the heart?").answer == model.answer(noise(), "Where is the heart?").answer
+    assert (
+        explain(model, noise(), "Where is the heart?").answer
+        == model.answer(noise(), "Where is the heart?").answer
+    )
     assert explain(model, noise(), "Where is the heart?", answer="The Left.").answer == "The Left."
-    with pytest.raises(InputError, match="outside the model's vocabulary"): explain(model, noise(), "Where?", answer="purple")
+    with pytest.raises(InputError, match="outside the model's vocabulary"):
+        explain(model, noise(), "Where?", answer="purple")
 
 
-@pytest.mark.parametrize("image, message", [("nowhere.png", "no such image file"), (np.zeros((4, 4, 2)), "an array of shape")])
+@pytest.mark.parametrize(
+    "image, message",
+    [("nowhere.png", "no such image file"), (np.zeros((4, 4, 2)), "an array of shape")],
+)
 def test_bad_pictures(image, message):
-    with pytest.raises(InputError, match=message): explain(model_with(), image, "Where is the heart?")
+    with pytest.raises(InputError, match=message):
+        explain(model_with(), image, "Where is the heart?")
 
 
 def test_model_without_processor_or_vocabulary():
     model = model_with()
     model.processor = None
-    with pytest.raises(InputError, match="processor"): explain(model, noise(), "Where?")
+    with pytest.raises(InputError, match="processor"):
+        explain(model, noise(), "Where?")
     model = model_with()
     model.config.answers = []
-    with pytest.raises(InputError, match="vocabulary"): explain(model, noise(), "Where?")
+    with pytest.raises(InputError, match="vocabulary"):
+        explain(model, noise(), "Where?")
 
 
 def test_saved_model_gives_the_same_map(tmp_path):
@@ -119,9 +169,13 @@ def test_grounding_on_the_layout_of_slake(tmp_path):
     samples = load_dataset("slake", tmp_path)
     rows = ground(model_with(), samples, rival=untrained(model_with()))
     assert [r["qid"] for r in rows] == [s.qid for s in samples if s.regions] and len(rows) >= 2
-    assert json.loads(json.dumps(rows)) == rows                # plain values: they go into a file as they are
+    assert json.loads(json.dumps(rows)) == rows  # plain values: they go into a file as they are
     for r in rows:
-        assert 0 < r["area"] < 1 and r["kind"] == "organ" and r["pointing: chance"] == r["energy: chance"] == r["area"]
+        assert (
+            0 < r["area"] < 1
+            and r["kind"] == "organ"
+            and r["pointing: chance"] == r["energy: chance"] == r["area"]
+        )
         assert all(0 <= v <= 1 for k, v in r.items() if ": " in k)
 
 
@@ -130,10 +184,11 @@ def test_region_mask_joins_boxes_and_masks(tmp_path):
     s = next(s for s in load_dataset("slake", tmp_path) if s.regions)
     box = Region("made", (40.6, -3.0, 30.0, 8.0))
     mask = region_mask(replace(s, regions=(box,)), 48, 40)
-    assert mask[:5, 41:].all() and mask.sum() == 5 * 7          # cut at the picture's edge
+    assert mask[:5, 41:].all() and mask.sum() == 5 * 7  # cut at the picture's edge
     assert region_mask(s, 48, 40).any() and not region_mask(replace(s, regions=()), 48, 40).any()
     with_mask = next(s for s in load_dataset("slake", tmp_path) if any(r.mask for r in s.regions))
-    with pytest.raises(InputError, match="48 x 40, its picture 20 x 20"): region_mask(with_mask, 20, 20)
+    with pytest.raises(InputError, match="48 x 40, its picture 20 x 20"):
+        region_mask(with_mask, 20, 20)
 
 
 def test_sanity_and_faithfulness_are_reproducible(tmp_path):
@@ -152,8 +207,11 @@ def test_a_picture_has_one_map_however_it_comes(tmp_path, kind):
     model, results = model_with(), []
     for source in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), a):
         heat = explain(model, source, "Where is the heart?")
-        curves = deletion_insertion(model, source, "Where is the heart?", heat.values, heat.answer, steps=2)
+        curves = deletion_insertion(
+            model, source, "Where is the heart?", heat.values, heat.answer, steps=2
+        )
         results.append((heat.values, *curves))
     assert results[0][0].shape == (20, 30)
     for other in results[1:]:
-        for x, y in zip(results[0], other): np.testing.assert_allclose(x, y, atol=1e-5)
+        for x, y in zip(results[0], other):
+            np.testing.assert_allclose(x, y, atol=1e-5)

@@ -1,5 +1,6 @@
 """Fusions inside the whole model: every variant trains at the shapes of both small presets, options
 stay with the fusion they are meant for, and a registered fusion is saved and loaded."""
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ MAMBA = {"cross_mamba", "joint_mamba"}
 
 class Film(nn.Module):
     "A reader's own fusion."
+
     def __init__(self, d, dropout=0.0, gain=1.0):
         super().__init__()
         self.shift, self.gain = nn.Linear(d, d), gain
@@ -33,8 +35,9 @@ def compact_shapes(name):
     "DINOv2-small and MiniLM as they are for the fusion, with one layer and without their weights."
     size = dict(hidden_size=384, num_hidden_layers=1)
     if "dino" in name:
-        return AutoConfig.for_model("dinov2", num_attention_heads=6, patch_size=14, image_size=518,
-                                    **size)
+        return AutoConfig.for_model(
+            "dinov2", num_attention_heads=6, patch_size=14, image_size=518, **size
+        )
     return AutoConfig.for_model("bert", num_attention_heads=12, intermediate_size=1536, **size)
 
 
@@ -73,15 +76,20 @@ def test_options_of_a_preset_stay_with_mamba(preset, monkeypatch):
     for fusion in FUSIONS:
         config = configuration(preset, monkeypatch, fusion=fusion)
         assert config.fusion_options == ({"expand": 1} if fusion in MAMBA else {})
-        with torch.device("meta"): CIFR(config.hidden_size, fusion, **config.fusion_options)
+        with torch.device("meta"):
+            CIFR(config.hidden_size, fusion, **config.fusion_options)
     given = configuration(preset, monkeypatch, fusion="san", fusion_options={"hops": 3})
     assert given.fusion_options == {"hops": 3}
     given = configuration(preset, monkeypatch, fusion_options={"d_state": 4})
-    assert given.fusion_options == {"d_state": 4}                   # replaced, not mixed
+    assert given.fusion_options == {"d_state": 4}  # replaced, not mixed
 
 
-SMALL = {"san": dict(hidden=24, attention=12), "ban": dict(hidden=24, glimpses=2),
-         "mfb": dict(width=20, hidden=12), "film": dict(gain=2.0)}
+SMALL = {
+    "san": dict(hidden=24, attention=12),
+    "ban": dict(hidden=24, glimpses=2),
+    "mfb": dict(width=20, hidden=12),
+    "film": dict(gain=2.0),
+}
 
 
 @pytest.mark.parametrize("fusion", [*FUSIONS, "film"])
@@ -95,7 +103,8 @@ def test_a_model_keeps_its_fusion(fusion, tmp_path, monkeypatch):
         nets.append(M.CMIMTL.from_pretrained(tmp_path / folder).eval())
     batch = M.example_batch(config)
     logits, *again = (net(**batch).logits for net in nets)
-    for other in again: torch.testing.assert_close(other, logits)
+    for other in again:
+        torch.testing.assert_close(other, logits)
     assert nets[-1].config.fusion_options == options
 
 
@@ -103,9 +112,15 @@ def test_a_fusion_that_is_not_registered_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(FUSIONS, "film", Film)
     M.CMIMTL(M.tiny_config(ANSWERS, WORDS, fusion="film")).save_pretrained(tmp_path)
     monkeypatch.delitem(FUSIONS, "film")
-    with pytest.raises(InputError) as e: M.CMIMTL.from_pretrained(tmp_path)
+    with pytest.raises(InputError) as e:
+        M.CMIMTL.from_pretrained(tmp_path)
     assert len(e.value.problems) == 1
-    for part in ("fusion='film'", "import its module", "FUSIONS['film'] = YourBlock", "joint_mamba"):
+    for part in (
+        "fusion='film'",
+        "import its module",
+        "FUSIONS['film'] = YourBlock",
+        "joint_mamba",
+    ):
         assert part in str(e.value)
 
 
@@ -115,7 +130,8 @@ def test_mixed_precision_agrees(fusion):
     net, lengths = CIFR(64, fusion, 1, **SMALL.get(fusion, {})).eval(), torch.tensor([9, 4])
     v, q = torch.randn(2, 12, 64), torch.randn(2, 9, 64)
     whole = net(v, q, lengths)
-    with torch.autocast("cpu", torch.bfloat16): half = net(v, q, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net(v, q, lengths)
     for a, b in zip(whole, half):
         assert b.isfinite().all()
         assert (a[:, :4] - b[:, :4]).norm() < 0.05 * a[:, :4].norm()

@@ -1,6 +1,7 @@
 """Grey levels and colours of each kind of picture that a clinic exports; the one door for pixels.
 
 All files are made here."""
+
 import os
 import struct
 import zlib
@@ -11,8 +12,14 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit,
-                         JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid)
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from cmi_mtl.core import InputError
 from cmi_mtl.images import image_fault, image_to_pixels, open_image, read_image, square
@@ -37,14 +44,18 @@ def dicom(path, a, meta=True, **header):
     ds.Modality, ds.Rows, ds.Columns = "OT", *a.shape[:2]
     ds.SamplesPerPixel = 3 if a.ndim == 3 else 1
     ds.PhotometricInterpretation = "RGB" if a.ndim == 3 else "MONOCHROME2"
-    if a.ndim == 3: ds.PlanarConfiguration = 0
+    if a.ndim == 3:
+        ds.PlanarConfiguration = 0
     ds.BitsAllocated = ds.BitsStored = 8 * a.dtype.itemsize
     ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, int(a.dtype.kind == "i")
     ds.PixelData = a.tobytes() + bytes(a.nbytes % 2)
     for name, value in header.items():
-        if value is None: delattr(ds, name)
-        else: setattr(ds, name, value)
-    if meta: ds.save_as(path, enforce_file_format=True)
+        if value is None:
+            delattr(ds, name)
+        else:
+            setattr(ds, name, value)
+    if meta:
+        ds.save_as(path, enforce_file_format=True)
     else:
         ds.preamble, ds.file_meta = None, FileMetaDataset()
         implicit = info.TransferSyntaxUID == ImplicitVRLittleEndian
@@ -69,7 +80,8 @@ def shown(folder, a, **header):
 
 def refused(path):
     "The message of `read_image`, which `image_fault` must find too."
-    with pytest.raises(InputError) as e: read_image(path)
+    with pytest.raises(InputError) as e:
+        read_image(path)
     problem, found = e.value.problems[0], image_fault(path)
     assert (found.what, found.remedy) == (problem.what, problem.remedy)
     assert str(path) in str(e.value)
@@ -78,7 +90,9 @@ def refused(path):
 
 # ---- DICOM: windows
 
-def near(a, b): return np.abs(np.asarray(a, float) - np.asarray(b, float)).max() <= 1
+
+def near(a, b):
+    return np.abs(np.asarray(a, float) - np.asarray(b, float)).max() <= 1
 
 
 def test_window_is_the_full_scale(tmp_path):
@@ -99,8 +113,14 @@ def test_window_without_width_is_none(tmp_path, width):
 
 def test_window_narrower_than_one(tmp_path):
     "Of values with a small slope, as in PET."
-    levels = shown(tmp_path, RAMP, RescaleSlope="0.0001", RescaleIntercept="0", WindowCenter="0.2",
-                   WindowWidth="0.4")
+    levels = shown(
+        tmp_path,
+        RAMP,
+        RescaleSlope="0.0001",
+        RescaleIntercept="0",
+        WindowCenter="0.2",
+        WindowWidth="0.4",
+    )
     assert near(levels, np.minimum(RAMP[0] / 4000, 1) * 255)
 
 
@@ -143,14 +163,26 @@ def test_empty_rescale_values(tmp_path, slope, intercept):
 
 
 def test_window_is_in_rescaled_units(tmp_path):
-    levels = shown(tmp_path, MIDDLE, RescaleSlope=1, RescaleIntercept=-1024,
-                   WindowCenter=1024, WindowWidth=4096)
+    levels = shown(
+        tmp_path,
+        MIDDLE,
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        WindowCenter=1024,
+        WindowWidth=4096,
+    )
     assert near(levels, MIDDLE[0] / 4095 * 255)
 
 
 def test_negative_slope(tmp_path):
-    levels = shown(tmp_path, MIDDLE, RescaleSlope=-1, RescaleIntercept=4095,
-                   WindowCenter=2048, WindowWidth=4096)
+    levels = shown(
+        tmp_path,
+        MIDDLE,
+        RescaleSlope=-1,
+        RescaleIntercept=4095,
+        WindowCenter=2048,
+        WindowWidth=4096,
+    )
     assert near(levels, 255 - MIDDLE[0] / 4095 * 255)
 
 
@@ -166,7 +198,8 @@ def test_eight_bits_are_never_stretched(tmp_path):
     Image.fromarray(a).save(tmp_path / "a.png")
     dicom(tmp_path / "a.dcm", a)
     dicom(tmp_path / "b.dcm", a.astype(np.uint16), BitsStored=8, HighBit=7)
-    for name in ("a.png", "a.dcm", "b.dcm"): assert (grey(tmp_path / name) == a[0]).all()
+    for name in ("a.png", "a.dcm", "b.dcm"):
+        assert (grey(tmp_path / name) == a[0]).all()
     Image.new("L", (8, 8), 70).save(tmp_path / "flat.png")
     assert set(grey(tmp_path / "flat.png")) == {70}
 
@@ -178,6 +211,7 @@ def test_eight_bits_in_other_units_are_stretched(tmp_path):
 
 
 # ---- DICOM: padding
+
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("window", [{}, WHOLE])
@@ -256,12 +290,14 @@ def test_palette(tmp_path, bits, kind):
 
 # ---- DICOM: files
 
+
 @pytest.mark.parametrize("suffix", ["dcm", "img"])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 @pytest.mark.parametrize("meta", [True, False])
 def test_file_without_preamble(tmp_path, suffix, syntax, meta):
     path = dicom(tmp_path / f"a.{suffix}", MIDDLE, meta=meta, TransferSyntaxUID=syntax, **WHOLE)
-    if meta: path.write_bytes(path.read_bytes().removeprefix(bytes(128) + b"DICM"))
+    if meta:
+        path.write_bytes(path.read_bytes().removeprefix(bytes(128) + b"DICM"))
     assert path.read_bytes()[128:132] != b"DICM"
     assert near(grey(path), MIDDLE[0] / 4095 * 255)
 
@@ -299,6 +335,7 @@ def test_dicom_without_picture_or_decoder(tmp_path):
 
 # ---- TIFF, PNG, JPEG, GIF
 
+
 @pytest.mark.parametrize("a", [RAMP, RAMP.astype(np.float32)])
 def test_tiff_whose_zero_is_white(tmp_path, a):
     Image.fromarray(a).save(tmp_path / "black.tif")
@@ -312,7 +349,7 @@ def test_8_bit_tiff_whose_zero_is_white(tmp_path):
     a = np.tile(np.arange(64, dtype=np.uint8), (4, 1))
     Image.fromarray(a).save(tmp_path / "a.tif")
     data = bytearray((tmp_path / "a.tif").read_bytes())
-    at = data.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01")       # tag 262, one SHORT, 1
+    at = data.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01")  # tag 262, one SHORT, 1
     data[at + 8] = 0
     (tmp_path / "a.tif").write_bytes(data)
     assert (grey(tmp_path / "a.tif") == 255 - a[0]).all()
@@ -333,14 +370,17 @@ def test_pixels_without_a_value(tmp_path, hole):
 def test_flat_16_bit_picture_is_mid_grey(tmp_path):
     Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), 0.3, np.float32)).save(tmp_path / "a.tif")
-    for name in ("a.png", "a.tif"): assert set(grey(tmp_path / name)) == {128}
+    for name in ("a.png", "a.tif"):
+        assert set(grey(tmp_path / name)) == {128}
 
 
 def png48(path, a):
     "An RGB picture of 16 bits per channel, which Pillow cannot write."
+
     def chunk(name, data):
         number = struct.Struct(">I").pack
         return number(len(data)) + name + data + number(zlib.crc32(name + data))
+
     head = struct.pack(">IIBBBBB", a.shape[1], a.shape[0], 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in a)
     chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -354,7 +394,8 @@ def test_png_of_48_bits(tmp_path):
     dark = png48(tmp_path / "dark.png", COLOURS.astype(np.uint16) * 16)
     message = refused(dark)
     assert "almost black" in message and "16-bit grey" in message
-    with pytest.raises(InputError, match="almost black"): open_image(COLOURS.astype(np.uint16) * 16)
+    with pytest.raises(InputError, match="almost black"):
+        open_image(COLOURS.astype(np.uint16) * 16)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
@@ -400,7 +441,7 @@ def test_turned_by_exif(tmp_path):
     a[:, :4] = 255
     for name in ("a.png", "a.jpg"):
         exif = Image.Exif()
-        exif[0x0112] = 6        # to be turned a quarter to the right
+        exif[0x0112] = 6  # to be turned a quarter to the right
         Image.fromarray(a).save(tmp_path / name, exif=exif, quality=95, subsampling=0)
         picture = read_image(tmp_path / name)
         assert picture.size == (8, 16)
@@ -414,6 +455,7 @@ def test_cmyk_jpeg(tmp_path):
 
 
 # ---- faults
+
 
 def damaged(tmp_path):
     "Files that are no whole picture."
@@ -437,16 +479,22 @@ def test_damaged_files(tmp_path):
 
 
 def test_dicom_whose_compressed_pixels_are_damaged(tmp_path):
-    path = dicom(tmp_path / "a.dcm", COLOURS, TransferSyntaxUID=JPEGBaseline8Bit,
-                 PixelData=encapsulate([b"no JPEG"]))
+    path = dicom(
+        tmp_path / "a.dcm",
+        COLOURS,
+        TransferSyntaxUID=JPEGBaseline8Bit,
+        PixelData=encapsulate([b"no JPEG"]),
+    )
     message = refused(path)
     assert "JPEG Baseline" in message and "uncompressed" in message and "\n" not in message
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(InputError, match="no such image file"): read_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="no such image file"):
+        read_image(tmp_path / "none.png")
     assert image_fault(tmp_path / "none.png").what == image_fault(tmp_path).what == "is missing"
-    with pytest.raises(InputError, match="cannot be read"): read_image(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path)
 
 
 def test_too_many_pixels(tmp_path, monkeypatch):
@@ -458,9 +506,11 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 def test_a_loader_does_not_decode_a_jpeg_in_full(tmp_path, monkeypatch):
     sizes, convert = [], Image.Image.convert
     Image.new("RGB", (1024, 512)).save(tmp_path / "a.jpg")
+
     def spy(image, *args):
         sizes.append(image.size)
         return convert(image, *args)
+
     monkeypatch.setattr(Image.Image, "convert", spy)
     assert image_fault(tmp_path / "a.jpg") is None
     assert max(sizes) == (128, 64)
@@ -488,8 +538,10 @@ def test_path_pil_image_and_array_are_one(tmp_path, kind):
         squares = [square(x, 40) for x in sources]
         pixels = [CMIMTLProcessor(None, image_size=40).pixels(x) for x in sources]
     assert squares[0].shape == (40, 40, 3) and squares[0].max() > squares[0].min()
-    for other in squares[1:]: assert (other == squares[0]).all()
-    for other in pixels: assert other.equal(image_to_pixels(tmp_path / "a.png", 40))
+    for other in squares[1:]:
+        assert (other == squares[0]).all()
+    for other in pixels:
+        assert other.equal(image_to_pixels(tmp_path / "a.png", 40))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -532,7 +584,8 @@ CLEAR = [("LA", (200, 0)), ("PA", (0, 0)), ("RGBA", (200, 200, 200, 0))]
 @pytest.mark.parametrize("mode, colour", CLEAR)
 def test_what_is_transparent_is_black(mode, colour):
     picture = Image.new(mode, (4, 4), colour)
-    if mode == "PA": picture.putpalette([200, 200, 200] * 256)
+    if mode == "PA":
+        picture.putpalette([200, 200, 200] * 256)
     assert np.asarray(open_image(picture)).max() == 0
 
 
@@ -564,7 +617,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_arrays(kind):
     source, what, remedy = BAD[kind]
-    with pytest.raises(InputError) as e: open_image(source)
+    with pytest.raises(InputError) as e:
+        open_image(source)
     assert what in str(e.value) and remedy in str(e.value) and len(e.value.problems) == 1
 
 

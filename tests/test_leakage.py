@@ -1,4 +1,5 @@
 "A picture is known by its content: copies, and other ways to write a path, are one picture to splits and to the report of leaks."
+
 import collections
 import csv
 
@@ -15,19 +16,26 @@ def table(folder, rows):
     with open(folder / "t.csv", "w", newline="", encoding="utf-8") as f:
         w = csv.writer(f)
         w.writerow(["image", "question", "answer", "split"])
-        w.writerows([image, f"Is it {i}?", "yes", split or ""] for i, (image, split) in enumerate(rows))
+        w.writerows(
+            [image, f"Is it {i}?", "yes", split or ""] for i, (image, split) in enumerate(rows)
+        )
     return load_dataset("table", folder / "t.csv")
 
 
 def test_two_ways_to_write_a_path_are_one_image(tmp_path):
-    samples = table(tmp_path, [("1.png", None), ("./1.png", None), ("copies/../1.png", None), ("2.png", None)])
+    samples = table(
+        tmp_path, [("1.png", None), ("./1.png", None), ("copies/../1.png", None), ("2.png", None)]
+    )
     assert [s.image_id for s in samples] == ["1.png", "1.png", "1.png", "2.png"]
 
 
 def test_a_copy_goes_into_the_split_of_its_original(tmp_path):
-    samples = table(tmp_path, [(f"{folder}{i}.png", None) for i in range(40) for folder in ("", "copies/")])
+    samples = table(
+        tmp_path, [(f"{folder}{i}.png", None) for i in range(40) for folder in ("", "copies/")]
+    )
     splits = collections.defaultdict(set)
-    for s in samples: splits[s.image_digest].add(s.split)
+    for s in samples:
+        splits[s.image_digest].add(s.split)
     assert len(splits) == 40 and all(len(x) == 1 for x in splits.values())
     assert {s.split for s in samples} == {"train", "validation", "test"}
     assert all(row["shared_images"] == 0 for row in leakage_report(samples))
@@ -35,20 +43,35 @@ def test_a_copy_goes_into_the_split_of_its_original(tmp_path):
 
 def test_a_row_without_split_joins_its_picture(tmp_path):
     for split in ("train", "validation", "test"):
-        assert [s.split for s in table(tmp_path, [("3.png", split), ("copies/3.png", None)])] == [split, split]
+        assert [s.split for s in table(tmp_path, [("3.png", split), ("copies/3.png", None)])] == [
+            split,
+            split,
+        ]
 
 
 def test_the_report_sees_a_copy(tmp_path):
     samples = table(tmp_path, [("1.png", "train"), ("copies/1.png", "test"), ("2.png", "test")])
     assert leakage_report(samples)[0] | {"questions": 0} == {
-        "split": "test", "with_split": "train", "questions": 0, "images": 2, "shared_images": 1, "questions_on_shared_images": 1,
-        "identical_image_and_question": 0, "linked_questions": 0}
+        "split": "test",
+        "with_split": "train",
+        "questions": 0,
+        "images": 2,
+        "shared_images": 1,
+        "questions_on_shared_images": 1,
+        "identical_image_and_question": 0,
+        "linked_questions": 0,
+    }
 
 
 def test_validation_carved_by_image_keeps_copies_together(tmp_path):
-    samples = table(tmp_path, [(f"{folder}{i}.png", "train") for i in range(40) for folder in ("", "copies/")])
+    samples = table(
+        tmp_path, [(f"{folder}{i}.png", "train") for i in range(40) for folder in ("", "copies/")]
+    )
     carved = carve_validation(samples, by="image")
-    picture = {split: {s.image_digest for s in carved if s.split == split} for split in ("train", "validation")}
+    picture = {
+        split: {s.image_digest for s in carved if s.split == split}
+        for split in ("train", "validation")
+    }
     assert picture["validation"] and not picture["train"] & picture["validation"]
 
 

@@ -1,4 +1,5 @@
 "Measures of columns: what holds whatever the numbers, several seeds, and bad input."
+
 import math
 
 import numpy as np
@@ -16,12 +17,18 @@ def run():
     "Columns of three seeds on 40 pictures with 5 questions each, two of these linked."
     rng = np.random.default_rng(0)
     pictures = np.repeat([f"picture {i}" for i in range(40)], 5)
-    sure = rng.beta(4, 1, (3, 200)).round(2)                        # rounded: many are equal
+    sure = rng.beta(4, 1, (3, 200)).round(2)  # rounded: many are equal
     correct = (rng.random((3, 200)) < sure - 0.1).astype(int)
     linked = [f"group {i // 5}" if i % 5 < 2 else None for i in range(200)]
     nearest = [None if i % 10 == 0 else rng.random() for i in range(200)]
-    return {"pictures": pictures, "confidence": sure, "correct": correct, "linked": linked,
-            "changed": rng.integers(2, size=(3, 200)), "bands": metrics.by_distance(nearest)}
+    return {
+        "pictures": pictures,
+        "confidence": sure,
+        "correct": correct,
+        "linked": linked,
+        "changed": rng.integers(2, size=(3, 200)),
+        "bands": metrics.by_distance(nearest),
+    }
 
 
 MEASURES = {
@@ -33,8 +40,9 @@ MEASURES = {
     "area": lambda r: metrics.aurc_interval(r["confidence"], r["correct"], r["pictures"], draws=50),
     "reliance": lambda r: metrics.visual_reliance(r["correct"], r["changed"], r["pictures"]),
     "consistency": lambda r: metrics.consistency(r["correct"], r["linked"], r["pictures"]),
-    "bands": lambda r: metrics.accuracy_by_band(r["correct"], r["bands"], r["pictures"],
-                                                metrics.band_names()),
+    "bands": lambda r: metrics.accuracy_by_band(
+        r["correct"], r["bands"], r["pictures"], metrics.band_names()
+    ),
 }
 each_measure = pytest.mark.parametrize("name", MEASURES)
 
@@ -44,7 +52,8 @@ def numbers(found):
     if isinstance(found, dict):
         drawn = ("floor", "p") if "p" in found or "floor" in found else ()
         return np.concatenate([numbers(v) for k, v in found.items() if k not in drawn])
-    if isinstance(found, (list, tuple)): return np.concatenate([numbers(x) for x in found])
+    if isinstance(found, (list, tuple)):
+        return np.concatenate([numbers(x) for x in found])
     return np.atleast_1d(np.asarray(found, dtype=float))
 
 
@@ -74,7 +83,8 @@ def test_columns_of_one_seed_need_no_second_axis(run, name):
 def test_of_several_seeds_the_mean_is_taken(run, name):
     def estimates(found):
         "What is no end of an interval: all but low and high."
-        if not isinstance(found, dict): return [np.asarray(found, dtype=float)]
+        if not isinstance(found, dict):
+            return [np.asarray(found, dtype=float)]
         skipped = ("low", "high", "p", "floor")
         return [x for k, v in found.items() if k not in skipped for x in estimates(v)]
 
@@ -89,7 +99,7 @@ def test_pooled_reliability_counts_every_answer(run):
     assert sum(r["n"] for r in rows) == 600 and len(rows) == 7
     assert math.isclose(sum(r["n"] * r["mean"] for r in rows) / 600, run["correct"].mean())
     assert [r["confidence"] for r in rows] == sorted(r["confidence"] for r in rows)
-    assert max(r["n"] for r in rows) < 2 * 600 / 7                      # of equal mass, but for ties
+    assert max(r["n"] for r in rows) < 2 * 600 / 7  # of equal mass, but for ties
 
 
 def test_equal_answers_of_two_models_are_no_difference(run):
@@ -130,29 +140,42 @@ def test_without_groups_consistency_says_nothing(run):
     assert found["all_right"] == found["same"] == NOTHING and found["same_if_independent"] is None
 
 
-def changed(run, **columns): return {**run, **columns}
+def changed(run, **columns):
+    return {**run, **columns}
 
 
 HOLE = [1, math.nan] + [1] * 198
 
 
-@pytest.mark.parametrize("name, bad, said", [
-    ("mean", {"pictures": ["a"] * 199}, r"clusters: shape \(3, 199\), not \(3, 200\)"),
-    ("mean", {"correct": [HOLE] * 3}, "values: a value is missing"),
-    ("sign flips", {"correct": np.full((3, 200), math.nan)}, "gains: a value is missing"),
-    ("calibration", {"confidence": np.full((3, 200), 1.5)}, "confidence: a value outside 0 to 1"),
-    ("calibration", {"correct": np.full((3, 200), 0.5)}, "correct: a value is neither 0 nor 1"),
-    ("reliability", {"confidence": np.full((3, 200), -0.1)}, "confidence: a value outside"),
-    ("coverage", {"confidence": np.ones((2, 200))}, r"correct: shape \(3, 200\), not \(2, 200\)"),
-    ("coverage", {"confidence": [], "correct": []}, "score: no question"),
-    ("area", {"pictures": ["a"]}, "clusters: shape"),
-    ("reliance", {"changed": [HOLE] * 3}, "changed: a value is missing"),
-    ("reliance", {"changed": np.full((3, 200), 100)}, "changed: a value is neither 0 nor 1"),
-    ("consistency", {"linked": [None]}, "linked: shape"),
-    ("bands", {"bands": ["near"] * 200}, "bands: one is not in names"),
-])
+@pytest.mark.parametrize(
+    "name, bad, said",
+    [
+        ("mean", {"pictures": ["a"] * 199}, r"clusters: shape \(3, 199\), not \(3, 200\)"),
+        ("mean", {"correct": [HOLE] * 3}, "values: a value is missing"),
+        ("sign flips", {"correct": np.full((3, 200), math.nan)}, "gains: a value is missing"),
+        (
+            "calibration",
+            {"confidence": np.full((3, 200), 1.5)},
+            "confidence: a value outside 0 to 1",
+        ),
+        ("calibration", {"correct": np.full((3, 200), 0.5)}, "correct: a value is neither 0 nor 1"),
+        ("reliability", {"confidence": np.full((3, 200), -0.1)}, "confidence: a value outside"),
+        (
+            "coverage",
+            {"confidence": np.ones((2, 200))},
+            r"correct: shape \(3, 200\), not \(2, 200\)",
+        ),
+        ("coverage", {"confidence": [], "correct": []}, "score: no question"),
+        ("area", {"pictures": ["a"]}, "clusters: shape"),
+        ("reliance", {"changed": [HOLE] * 3}, "changed: a value is missing"),
+        ("reliance", {"changed": np.full((3, 200), 100)}, "changed: a value is neither 0 nor 1"),
+        ("consistency", {"linked": [None]}, "linked: shape"),
+        ("bands", {"bands": ["near"] * 200}, "bands: one is not in names"),
+    ],
+)
 def test_bad_input_is_refused_in_a_sentence(run, name, bad, said):
-    with pytest.raises(InputError, match=said): MEASURES[name](changed(run, **bad))
+    with pytest.raises(InputError, match=said):
+        MEASURES[name](changed(run, **bad))
 
 
 def test_mcnemar_is_of_one_seed(run):

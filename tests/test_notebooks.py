@@ -1,4 +1,5 @@
 "Stored outputs made by the code they stand under: here, and in a made-up tree for spoiling."
+
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ MACHINE = re.compile(r"(?<![\w.…:/])/(?:tmp|home|root|work|usr|opt|var|private
 
 # ---------------------------------------------------------------- this repository
 
+
 def test_stored_outputs_were_made_by_the_code_as_it_is(capfd):
     stale = notebooks.main(["--check"], ROOT)
     assert stale == 0, capfd.readouterr().err
@@ -39,36 +41,51 @@ def test_stored_outputs_hold_no_path_of_a_machine_and_no_chatter(name):
 
 OWN = "from cmi_mtl.one import X"
 PROGRAM = "import sys\nfrom cmi_mtl.other import SIGN\nprint(SIGN)"
-ONE_CODE = [f"""
+ONE_CODE = [
+    f"""
 #| default_exp one
 import sys, warnings
 import matplotlib.pyplot as plt
-from cmi_mtl.twice import twice""", """
+from cmi_mtl.twice import twice""",
+    """
 print('twice', twice(), flush=True)
 print('to stderr', file=sys.stderr, flush=True)
-print('more')""", f"""
+print('more')""",
+    f"""
 OWN = {OWN!r}
-print(sys.executable == {sys.executable!r})""", """
+print(sys.executable == {sys.executable!r})""",
+    """
 %precision 3
-plt.plot([1, 2])""", """
+plt.plot([1, 2])""",
+    """
 #| eval: false
-1 / 0""", """
+1 / 0""",
+    """
 #| cuda
-1 / 0""", """
+1 / 0""",
+    """
 import pathlib
-pathlib.Path('..', 'figures', 'note.txt').write_text('new', encoding='utf-8');"""]
-TWO_CODE = ["""
+pathlib.Path('..', 'figures', 'note.txt').write_text('new', encoding='utf-8');""",
+]
+TWO_CODE = [
+    """
 import os, cmi_mtl.value
-print(os.path.basename(os.getcwd()), cmi_mtl.value.VALUE)""", f"""
+print(os.path.basename(os.getcwd()), cmi_mtl.value.VALUE)""",
+    f"""
 PROGRAM = {PROGRAM!r}
-print(os.path.isdir(os.environ['CMI_MTL_CACHE']), os.environ['OMP_NUM_THREADS'])"""]
-INDEX_CODE = ["""
+print(os.path.isdir(os.environ['CMI_MTL_CACHE']), os.environ['OMP_NUM_THREADS'])""",
+]
+INDEX_CODE = [
+    """
 #| hide
 import json, pathlib
-MODEL = '../runs/model.json'""", """
+MODEL = '../runs/model.json'""",
+    """
 for p in sorted(pathlib.Path('../figures/records').glob('*.json')):
-    print(p.name, json.loads(p.read_text(encoding='utf-8')))""", """
-print(pathlib.Path('../figures/note.txt').read_text(encoding='utf-8'))"""]
+    print(p.name, json.loads(p.read_text(encoding='utf-8')))""",
+    """
+print(pathlib.Path('../figures/note.txt').read_text(encoding='utf-8'))""",
+]
 CODE = {ONE: ONE_CODE, TWO: TWO_CODE, INDEX: INDEX_CODE}
 FILES = {
     "cmi_mtl/__init__.py": "",
@@ -81,20 +98,23 @@ FILES = {
     "figures/records/deep/b.json": "{}",
     "figures/note.txt": "old",
     "runs/model.json": "1",
-    "runs/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x", "language": "x"}'}
+    "runs/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x", "language": "x"}',
+}
 
 
 def made_notebook(codes):
     cells = [new_code_cell(c.strip()) for c in codes]
     kept = new_output("stream", text="stored by hand\n")
     for c in cells:
-        if "1 / 0" in c.source: c.outputs = [kept]
+        if "1 / 0" in c.source:
+            c.outputs = [kept]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     title = new_markdown_cell("# Made up\n\n> For a test.\n")
     return new_notebook(cells=[title, *cells], metadata=kernel)
 
 
-def read(top, name): return nbformat.read(top / name, as_version=4)
+def read(top, name):
+    return nbformat.read(top / name, as_version=4)
 
 
 def edit(top, name, old, new):
@@ -122,7 +142,8 @@ def executed(tmp_path_factory):
 
 
 @pytest.fixture
-def top(executed, tmp_path): return Path(shutil.copytree(executed, tmp_path / "top"))
+def top(executed, tmp_path):
+    return Path(shutil.copytree(executed, tmp_path / "top"))
 
 
 def check(top, capsys):
@@ -158,7 +179,8 @@ def test_sidecar_is_one_line_a_notebook(executed):
     assert {n: [*e["modules"], *e["files"]] for n, e in entries.items()} == {
         ONE: ["__init__", "twice", "value"],
         TWO: ["__init__", "other", "value"],
-        INDEX: ["figures/note.txt", "figures/records"]}
+        INDEX: ["figures/note.txt", "figures/records"],
+    }
 
 
 def test_nbdev_clean_changes_nothing_of_what_is_stored(top):
@@ -190,7 +212,12 @@ SPOILT = [
     ("cmi_mtl/twice.py", "2 * VALUE", "3 * VALUE", {ONE: TWICE}),
     ("cmi_mtl/twice.py", "from .value import VALUE", "VALUE = 21", {ONE: f"{TWICE}, {VALUE}"}),
     ("cmi_mtl/value.py", "21", "22", dict.fromkeys(BOTH, VALUE)),
-    ("cmi_mtl/value.py", "VALUE", "from . import unused\nVALUE", dict.fromkeys(BOTH, f"{UNUSED}, {VALUE}")),
+    (
+        "cmi_mtl/value.py",
+        "VALUE",
+        "from . import unused\nVALUE",
+        dict.fromkeys(BOTH, f"{UNUSED}, {VALUE}"),
+    ),
     ("cmi_mtl/other.py", "1", "-1", {TWO: "cmi_mtl/other.py changed"}),
     ("figures/records/a.json", "70", "71", {INDEX: "figures/records changed"}),
     ("figures/note.txt", "new", "newer", {INDEX: "figures/note.txt changed"}),
@@ -209,20 +236,23 @@ def test_added_record_makes_the_index_stale(top, capsys):
     assert check(top, capsys) == {INDEX: "figures/records changed"}
 
 
-@pytest.mark.parametrize("name, old, new", [
-    (ONE, "# Made up", "# Another title"),
-    (ONE, "print('more')", "print( 'more' )   # and a comment"),
-    (ONE, "plt.plot([1, 2])", "plt.plot([1,2])"),
-    (ONE, "print('twice', ", 'print(\\n    \\"twice\\",\\n    '),
-    (ONE, "#| default_exp one", "#| default_exp one\\n# a comment"),
-    ("cmi_mtl/twice.py", "def", "# a comment\ndef"),
-    ("cmi_mtl/value.py", "VALUE = 21", "VALUE  =  21"),
-    ("cmi_mtl/value.py", "Prose.", "Other prose."),         # comes from the title of a notebook
-    ("cmi_mtl/unused.py", "1", "2"),
-    ("cmi_mtl/one.py", "1", "2"),
-    ("figures/records/deep/b.json", "{}", "[]"),
-    ("runs/model.json", "1", "2"),
-])
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        (ONE, "# Made up", "# Another title"),
+        (ONE, "print('more')", "print( 'more' )   # and a comment"),
+        (ONE, "plt.plot([1, 2])", "plt.plot([1,2])"),
+        (ONE, "print('twice', ", 'print(\\n    \\"twice\\",\\n    '),
+        (ONE, "#| default_exp one", "#| default_exp one\\n# a comment"),
+        ("cmi_mtl/twice.py", "def", "# a comment\ndef"),
+        ("cmi_mtl/value.py", "VALUE = 21", "VALUE  =  21"),
+        ("cmi_mtl/value.py", "Prose.", "Other prose."),  # comes from the title of a notebook
+        ("cmi_mtl/unused.py", "1", "2"),
+        ("cmi_mtl/one.py", "1", "2"),
+        ("figures/records/deep/b.json", "{}", "[]"),
+        ("runs/model.json", "1", "2"),
+    ],
+)
 def test_comments_layout_prose_and_what_is_not_used_do_not_count(top, capsys, name, old, new):
     edit(top, name, old, new)
     assert check(top, capsys) == {}
@@ -237,7 +267,8 @@ def test_cells_of_comments_only_do_not_count(top, capsys):
 
 def test_execution_counts_and_metadata_do_not_count(top, capsys):
     nb = read(top, ONE)
-    for c in nb.cells[1:]: c.execution_count = 7
+    for c in nb.cells[1:]:
+        c.execution_count = 7
     nb.cells[4].outputs[-1].metadata["needs_background"] = "light"
     nbformat.write(nb, top / ONE)
     assert check(top, capsys) == {}
@@ -259,7 +290,8 @@ def test_only_what_is_stale_is_executed_and_an_error_leaves_its_notebook_as_it_w
     assert err.splitlines() == [
         f"error: {ONE}, cell 3 of 8 (\"print('twice', twice(), 1 / 0, flush=True)\"): "
         "ZeroDivisionError: division by zero",
-        "1 failed; they and their entries stay as they were"]
+        "1 failed; they and their entries stay as they were",
+    ]
     assert f"{TWO}: up to date" in out and f"{INDEX}: executed" in out
     after = made_data.listing(top)
     assert {p for p in after if before.get(p) != after[p]} == {INDEX, notebooks.SIDECAR}
@@ -277,14 +309,17 @@ def test_edits_during_execution_and_a_dead_kernel_are_named(top, capsys):
     sidecar = (top / notebooks.SIDECAR).read_bytes()
     assert notebooks.main([], top) == 1
     errors = sorted(capsys.readouterr().err.splitlines())
-    assert errors[1:] == [f"error: {ONE}, cell 9 of 9 ('import os'): DeadKernelError: Kernel died",
-                          f"error: {TWO}, was edited while it was executed"]
+    assert errors[1:] == [
+        f"error: {ONE}, cell 9 of 9 ('import os'): DeadKernelError: Kernel died",
+        f"error: {TWO}, was edited while it was executed",
+    ]
     assert (top / TWO).read_text(encoding="utf-8")[-1] == " "
     assert (top / notebooks.SIDECAR).read_bytes() == sidecar
 
 
 def test_all_executes_what_is_up_to_date_and_a_hand_made_output_goes(top, capsys):
-    for name in (TWO, ONE): (top / name).unlink()
+    for name in (TWO, ONE):
+        (top / name).unlink()
     edit(top, INDEX, "a.json {'score': 70}", "a.json {'score': 99}")
     assert notebooks.main([], top) == 0
     assert texts(top, INDEX)[1] == ["a.json {'score': 70}\n"] and check(top, capsys) == {}
@@ -298,9 +333,14 @@ def test_skip_exec_is_left_alone(top, capsys):
     assert check(top, capsys) == {TWO: GONE}
 
 
-@pytest.mark.parametrize("name, message", [
-    (TWO, f"{TWO} is no notebook. Mend its JSON"),
-    (notebooks.SIDECAR, "nbs/outputs.json is not JSON. Delete it and run")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (TWO, f"{TWO} is no notebook. Mend its JSON"),
+        (notebooks.SIDECAR, "nbs/outputs.json is not JSON. Delete it and run"),
+    ],
+)
 def test_what_cannot_be_read_is_named(top, name, message):
     (top / name).write_text("<<<<<<< HEAD", encoding="utf-8")
-    with pytest.raises(SystemExit, match=f"^error: {message}"): notebooks.main(["--check"], top)
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        notebooks.main(["--check"], top)

@@ -1,4 +1,5 @@
 "The phantom data are the same by however many processes drawn, and whole or absent whoever is killed."
+
 import contextlib
 import os
 import signal
@@ -25,7 +26,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_one_and_two_processes_draw_the_same_bytes(tmp_path):
-    for processes in (1, 2): make_phantom(tmp_path / str(processes), 24, seed=5, size=48, processes=processes)
+    for processes in (1, 2):
+        make_phantom(tmp_path / str(processes), 24, seed=5, size=48, processes=processes)
     one, two = (contents(tmp_path / str(processes)) for processes in (1, 2))
     assert len(one) == 3 * 24 + 1
     assert one == two
@@ -33,7 +35,8 @@ def test_one_and_two_processes_draw_the_same_bytes(tmp_path):
 
 def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
     "Pictures have random numbers of their own: else no process could draw the last without the first."
-    for n in (10, 14): make_phantom(tmp_path / str(n), n, size=48)
+    for n in (10, 14):
+        make_phantom(tmp_path / str(n), n, size=48)
     few, more = (contents(tmp_path / str(n)) for n in (10, 14))
     assert [few[k] == more[k] for k in sorted(few) if k.startswith("images")] == [True] * 10
 
@@ -42,24 +45,27 @@ def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
 def test_killed_half_way_leaves_nothing_that_is_taken_as_whole(tmp_path, processes):
     "SIGKILL allows no clean-up: the part that is drawn stays, unread, until the next one draws."
     folder = tmp_path / "phantom-12-0-48-v0"
-    drawing = subprocess.Popen([sys.executable, "-c", HALF_WAY, folder, str(processes)], stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    drawing = subprocess.Popen(
+        [sys.executable, "-c", HALF_WAY, folder, str(processes)],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".*/*/images/*.png")):
             assert drawing.poll() is None and time.monotonic() < deadline, "it never began to draw"
-            time.sleep(.01)
+            time.sleep(0.01)
         drawing.kill()
         drawing.wait()
         assert not folder.exists()
         assert list(tmp_path.glob(".*.part-*")), "it was killed too late to matter"
     finally:
-        with contextlib.suppress(ProcessLookupError):       # its workers, and itself if it never began
+        with contextlib.suppress(ProcessLookupError):  # its workers, and itself if it never began
             os.killpg(drawing.pid, signal.SIGKILL)
     make_phantom(folder, 12, size=48)
     make_phantom(tmp_path / "afresh", 12, size=48)
     assert contents(folder) == contents(tmp_path / "afresh")
-    assert not list(tmp_path.glob(".*.part-*"))             # what the killed one left is cleared away
+    assert not list(tmp_path.glob(".*.part-*"))  # what the killed one left is cleared away
 
 
 def test_whoever_comes_second_waits_and_reads_what_the_first_drew(tmp_path, monkeypatch):
@@ -67,7 +73,7 @@ def test_whoever_comes_second_waits_and_reads_what_the_first_drew(tmp_path, monk
 
     def slowly(folder, *settings):
         drawn.append(folder)
-        time.sleep(.5)
+        time.sleep(0.5)
         draw_into(folder, *settings)
 
     monkeypatch.setattr(phantom, "_draw_into", slowly)

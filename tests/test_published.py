@@ -1,5 +1,6 @@
 """What is published: tables and pictures rebuilt from the records alone, byte for byte, and every
 number traced to the run that gave it."""
+
 import json
 import os
 import re
@@ -38,24 +39,32 @@ def test_a_page_names_its_records(page):
         r = json.loads(record.read_text(encoding="utf-8"))
         assert r["settings"]["dataset"] in page.stem
         assert f"{record.name}, commit {r['commit'][:7]}" in page.read_text(encoding="utf-8")
-        assert f"{record}\n  commit: \"{r['commit']}\"" in said
+        assert f'{record}\n  commit: "{r["commit"]}"' in said
 
 
 def test_pages_without_records_are_refused(tmp_path):
     (tmp_path / "bare.md").write_text("no list of records", encoding="utf-8")
-    for page, why in ((tmp_path / "bare.md", "names no records"), (tmp_path / "no.md", "no such page")):
-        with pytest.raises(InputError, match=why): tables.made_of(page)
+    for page, why in (
+        (tmp_path / "bare.md", "names no records"),
+        (tmp_path / "no.md", "no such page"),
+    ):
+        with pytest.raises(InputError, match=why):
+            tables.made_of(page)
 
 
 def test_records_say_where_they_come_from():
     "Each names its run completely, and its commit is one of this history."
     whole = git("rev-parse", "--is-shallow-repository").stdout.strip() == "false"
     for path in sorted((FIGURES / "records").glob("**/*.json")):
-        if "earlier" in path.parts: continue
+        if "earlier" in path.parts:
+            continue
         r = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("commit", "settings", "versions", "device", "data", "time", "schema"): assert r.get(key), (path, key)
-        for key in ("sha256_questions", "sha256_images"): assert re.fullmatch("[0-9a-f]{64}", r["data"][key])
-        if whole: assert git("cat-file", "-e", f"{r['commit']}^{{commit}}").returncode == 0, path
+        for key in ("commit", "settings", "versions", "device", "data", "time", "schema"):
+            assert r.get(key), (path, key)
+        for key in ("sha256_questions", "sha256_images"):
+            assert re.fullmatch("[0-9a-f]{64}", r["data"][key])
+        if whole:
+            assert git("cat-file", "-e", f"{r['commit']}^{{commit}}").returncode == 0, path
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +73,43 @@ def rebuilt(tmp_path_factory):
     top = tmp_path_factory.mktemp("rebuilt")
     shutil.copytree(ROOT / "nbs/experiments", top / "nbs/experiments")
     shutil.copytree(FIGURES / "records", top / "figures/records")
-    shutil.copy(FIGURES / "efficiency.csv", top / "figures")        # measured, not made of records
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CMI_MTL_DATA": str(top / "none"), "HF_HUB_OFFLINE": "1",
-           "CMI_MTL_WEIGHTS": str(top / "none")}
+    shutil.copy(FIGURES / "efficiency.csv", top / "figures")  # measured, not made of records
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CMI_MTL_DATA": str(top / "none"),
+        "HF_HUB_OFFLINE": "1",
+        "CMI_MTL_WEIGHTS": str(top / "none"),
+    }
     command = [sys.executable, "-m", "cmi_mtl.study", *DATASETS, "--tables", "-j", "2"]
-    done = subprocess.run(command, cwd=top, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    done = subprocess.run(
+        command,
+        cwd=top,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stdout
     return top / "figures"
 
 
 def test_tables_are_rebuilt_byte_for_byte(rebuilt):
     made = {p.name for p in rebuilt.iterdir() if p.is_file()}
-    assert {f"{p.stem}{kind}" for p in PAGES for kind in (".md", ".csv", ".tex", ".svg", ".png")} <= made
+    assert {
+        f"{p.stem}{kind}" for p in PAGES for kind in (".md", ".csv", ".tex", ".svg", ".png")
+    } <= made
     for name in sorted(made):
-        if name.endswith(".png"): continue
-        assert (rebuilt / name).read_bytes() == (FIGURES / name).read_bytes(), f"{name}: make tables"
+        if name.endswith(".png"):
+            continue
+        assert (rebuilt / name).read_bytes() == (FIGURES / name).read_bytes(), (
+            f"{name}: make tables"
+        )
 
 
 def test_pictures_are_rebuilt(rebuilt):
     for path in sorted(rebuilt.glob("*.png")):
-        ours, theirs = (np.asarray(Image.open(p).convert("L"), dtype=float) for p in (path, FIGURES / path.name))
+        ours, theirs = (
+            np.asarray(Image.open(p).convert("L"), dtype=float) for p in (path, FIGURES / path.name)
+        )
         assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1, path.name

@@ -1,5 +1,6 @@
 """A study that is killed and goes on, whose runs fail, whose settings change, that is cloned: the
 command as a person uses it, with runs of seconds."""
+
 import json
 import os
 import shutil
@@ -20,25 +21,38 @@ from cmi_mtl.study import SMOKE, check, main
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = SMOKE[0].settings
 OVQA = {"preset": "tiny", "epochs": 1, "batch_size": 4}
-FAILING = {**SMALL, "device": "cuda:77"}          # what a machine has is seen when a run begins
+FAILING = {**SMALL, "device": "cuda:77"}  # what a machine has is seen when a run begins
 
 
 def block(dataset, variant, settings, **more):
-    return {"experiment": "small", "variants": [variant], "datasets": [dataset],
-            "settings": settings, **more}
+    return {
+        "experiment": "small",
+        "variants": [variant],
+        "datasets": [dataset],
+        "settings": settings,
+        **more,
+    }
 
 
-BLOCKS = [block("phantom", "pooled", SMALL, phantom_seeds=2), block("phantom", "no_cifr", FAILING),
-          block("ovqa", "pooled", OVQA)]
+BLOCKS = [
+    block("phantom", "pooled", SMALL, phantom_seeds=2),
+    block("phantom", "no_cifr", FAILING),
+    block("ovqa", "pooled", OVQA),
+]
 NAMES = ["phantom/pooled/seed0", "phantom/pooled/seed1", "ovqa/pooled/seed0"]
 
 
-def command(*args): return [sys.executable, "-m", "cmi_mtl.study", *map(str, args)]
+def command(*args):
+    return [sys.executable, "-m", "cmi_mtl.study", *map(str, args)]
 
 
 def options(top, out=subprocess.PIPE):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CMI_MTL_DATA": str(top / "data"),
-           "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CMI_MTL_DATA": str(top / "data"),
+        "HF_HUB_OFFLINE": "1",
+    }
     return dict(cwd=top, env=env, stdout=out, stderr=subprocess.STDOUT, encoding="utf-8")
 
 
@@ -49,20 +63,24 @@ def start(top, *args):
     return done.returncode, done.stdout
 
 
-def record(top, name): return top / "runs/few/runs/train" / name / "record.json"
+def record(top, name):
+    return top / "runs/few/runs/train" / name / "record.json"
 
 
 def published(top, name):
     return top / f"runs/few/figures/records/train-{name.replace('/', '-')}.json"
 
 
-def settings_of(path): return json.loads(path.read_text(encoding="utf-8"))["settings"]
+def settings_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))["settings"]
 
 
-def began(said): return sorted(line.split()[2] for line in said.splitlines() if " begins " in line)
+def began(said):
+    return sorted(line.split()[2] for line in said.splitlines() if " begins " in line)
 
 
-def children_of(process): return psutil.Process(process.pid).children(recursive=True)
+def children_of(process):
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +94,11 @@ def studied(tmp_path_factory):
     made_data.write(made_data.ovqa_files(), top / "data/ovqa")
     write_json(top / "few.json", BLOCKS)
     with open(top / "said.txt", "w", encoding="utf-8") as out:
-        process = subprocess.Popen(command("phantom", "ovqa", "--study", "few.json", "-j", 1),
-                                   start_new_session=True, **options(top, out))
+        process = subprocess.Popen(
+            command("phantom", "ovqa", "--study", "few.json", "-j", 1),
+            start_new_session=True,
+            **options(top, out),
+        )
     said = lambda: (top / "said.txt").read_text(encoding="utf-8")
     wait(lambda: len(began(said())) > 1 and not process.poll())
     wait(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in children_of(process)))
@@ -111,7 +132,7 @@ def test_killed_study_goes_on(studied):
 def test_failed_run_is_named_and_stops_nothing(studied):
     top, _, (code, said) = studied
     assert code == 1
-    end = said[said.index("1 failed; the same command tries them again:"):].split()
+    end = said[said.index("1 failed; the same command tries them again:") :].split()
     log = Path(end[-1])
     assert end[-2] == "phantom/no_cifr/seed0:"
     assert log == Path("runs/few/runs/train/phantom/no_cifr/seed0/log.txt")
@@ -125,7 +146,7 @@ def test_clone_with_its_records_has_nothing_to_do_but_what_changed(studied, tmp_
     top, clone = studied[0], tmp_path / "clone"
     runs = lambda folder, names: ["runs"] if Path(folder).name == "few" else []
     shutil.copytree(top, clone, ignore=runs)
-    blocks = [BLOCKS[0], {**BLOCKS[2], "settings": {**OVQA, "epochs": 2}}]   # none that fails
+    blocks = [BLOCKS[0], {**BLOCKS[2], "settings": {**OVQA, "epochs": 2}}]  # none that fails
     write_json(clone / "few.json", blocks)
     before = {name: published(clone, name).stat().st_mtime_ns for name in NAMES}
     code, said = start(clone)
@@ -148,8 +169,11 @@ def refused(capsys, monkeypatch, top, blocks):
 
 
 def test_wrong_settings_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
-    wrong = [BLOCKS[0], block("phantom", "no_such", SMALL),
-             block("phantom", "cmi_mtl", {"epochs": 0})]
+    wrong = [
+        BLOCKS[0],
+        block("phantom", "no_such", SMALL),
+        block("phantom", "cmi_mtl", {"epochs": 0}),
+    ]
     said = refused(capsys, monkeypatch, tmp_path, wrong)
     for part in ("3 problems found", "epochs=0", "variant='no_such'", "dataset='ovqa'"):
         assert part in said
@@ -160,12 +184,19 @@ def test_missing_data_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
     assert "OVQA is given out" in refused(capsys, monkeypatch, tmp_path, BLOCKS)
 
 
-@pytest.mark.parametrize("model, part", [
-    ({"fusion": "magic"}, "unknown fusion"), ({"num_queries": 15}, "is no square"),
-    ({"fvtaa": True}, "model option 'fvtaa'"), ({"fusion_options": {"speed": 1}}, "speed")])
+@pytest.mark.parametrize(
+    "model, part",
+    [
+        ({"fusion": "magic"}, "unknown fusion"),
+        ({"num_queries": 15}, "is no square"),
+        ({"fvtaa": True}, "model option 'fvtaa'"),
+        ({"fusion_options": {"speed": 1}}, "speed"),
+    ],
+)
 def test_model_options_are_tried(tmp_path, model, part):
     write_json(tmp_path / "s.json", [block("slake", "cmi_mtl", {"model_options": model})])
-    with pytest.raises(InputError, match=part): check(["slake"], str(tmp_path / "s.json"))
+    with pytest.raises(InputError, match=part):
+        check(["slake"], str(tmp_path / "s.json"))
 
 
 def test_slurm_profile_plans_the_jobs(studied, tmp_path):

@@ -1,4 +1,5 @@
 "A training that can be left alone: killed, out of disk, spread over processes, it ends where an undisturbed one does."
+
 import collections
 import json
 import math
@@ -29,16 +30,20 @@ HERE = Path(__file__).resolve().parent
 
 
 def environment(**more):
-    path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")])
+    )
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 @pytest.fixture(scope="module")
-def top(tmp_path_factory): return tmp_path_factory.mktemp("train")
+def top(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
 
 
 @pytest.fixture(scope="module")
-def settings(top): return made_run.settings(top, save_every=2)
+def settings(top):
+    return made_run.settings(top, save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,8 @@ def alone(settings, top):
     return outcome(top / "undisturbed")
 
 
-def states(folder): return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
+def states(folder):
+    return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
 
 
 @pytest.fixture
@@ -56,12 +62,16 @@ def stopped(settings, tmp_path, monkeypatch):
     "The folder of a run that was stopped by SIGTERM in its second epoch."
     with monkeypatch.context() as m:
         step, calls = T.train_step, []
+
         def terminated(run, rows):
             calls.append(1)
-            if len(calls) == 8: os.kill(os.getpid(), signal.SIGTERM)
+            if len(calls) == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
             return step(run, rows)
+
         m.setattr(T, "train_step", terminated)
-        with pytest.raises(T.Stopped, match="goes on from") as e: T.train(settings, tmp_path / "run")
+        with pytest.raises(T.Stopped, match="goes on from") as e:
+            T.train(settings, tmp_path / "run")
     assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not (tmp_path / "run/record.json").exists()
     assert [name[:17] for name in states(tmp_path / "run")][-1] == "epoch-0002-000003"
@@ -70,43 +80,82 @@ def stopped(settings, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- killed
 
+
 def test_killed_twenty_times(top, capsys):
-    done = subprocess.run([sys.executable, HERE / "made_run.py", top], env=environment(), capture_output=True, encoding="utf-8", timeout=600)
+    done = subprocess.run(
+        [sys.executable, HERE / "made_run.py", top],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
     places = collections.Counter((how, place) for how, place, _ in told["kills"])
     with capsys.disabled():
-        print(f"\n{len(told['kills'])} kills of {told['runs']} runs in {told['seconds']:.0f} s (one left alone: {told['alone']:.0f} s):",
-              ", ".join(f"{n} {how} at {place}" for (how, place), n in sorted(places.items())))
+        print(
+            f"\n{len(told['kills'])} kills of {told['runs']} runs in {told['seconds']:.0f} s (one left alone: {told['alone']:.0f} s):",
+            ", ".join(f"{n} {how} at {place}" for (how, place), n in sorted(places.items())),
+        )
     assert len(told["kills"]) == 20 and places["SIGKILL", "half a checkpoint"] >= 4
     assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
-    assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {143, -signal.SIGTERM}      # the latter outside the epochs
+    assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {
+        143,
+        -signal.SIGTERM,
+    }  # the latter outside the epochs
     alone = outcome(top / "alone")
     assert alone["record"]["settings"]["anneal"] == "linear"
     assert alone["record"]["test_scorings"] == 1
     assert [r["epoch"] for r in alone["history"]] == [1, 2, 3]
     for k in range(told["runs"]):
         assert_alike(outcome(top / f"killed{k}"), alone)
-        assert not (top / f"killed{k}/checkpoints").exists() and not list((top / f"killed{k}").rglob("*.part"))
+        assert not (top / f"killed{k}/checkpoints").exists() and not list(
+            (top / f"killed{k}").rglob("*.part")
+        )
 
 
 def test_command_line_stops_at_sigterm(top, tmp_path):
     s = made_run.settings(top)
-    given = [x for k, v in dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=500, batch_size=8, save_every=1,
-                                model_options=json.dumps(s.model_options)).items() for x in ("-p", k, str(v))]
+    given = [
+        x
+        for k, v in dict(
+            dataset="table",
+            preset="tiny",
+            data_root=s.data_root,
+            epochs=500,
+            batch_size=8,
+            save_every=1,
+            model_options=json.dumps(s.model_options),
+        ).items()
+        for x in ("-p", k, str(v))
+    ]
     command = [sys.executable, "-m", "cmi_mtl.train", "--out", tmp_path / "run", *given]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
     end = time.monotonic() + 120
-    while not list(tmp_path.glob("run/checkpoints/*.pt")) and process.poll() is None and time.monotonic() < end: time.sleep(0.05)
+    while (
+        not list(tmp_path.glob("run/checkpoints/*.pt"))
+        and process.poll() is None
+        and time.monotonic() < end
+    ):
+        time.sleep(0.05)
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "stopped by SIGTERM; the same command goes on from" in out and "Traceback" not in err
-    again = subprocess.run([*command, "-p", "seed", "1"], env=environment(), capture_output=True, encoding="utf-8")
-    assert again.returncode == 2 and "error: " in again.stderr and "seed is 0 there, 1 here" in again.stderr
+    again = subprocess.run(
+        [*command, "-p", "seed", "1"], env=environment(), capture_output=True, encoding="utf-8"
+    )
+    assert (
+        again.returncode == 2
+        and "error: " in again.stderr
+        and "seed is 0 there, 1 here" in again.stderr
+    )
 
 
 # ---------------------------------------------------------------- stopped, and what then happens to the checkpoint
+
 
 def test_goes_on_after_sigterm(stopped, settings, alone, capsys):
     T.train(replace(settings, save_every=3), stopped)
@@ -118,19 +167,33 @@ def test_goes_on_after_sigterm(stopped, settings, alone, capsys):
 def test_damaged_checkpoint(stopped, settings, alone, damage, recwarn):
     newest = max((stopped / "checkpoints").iterdir())
     whole = newest.read_bytes()
-    if damage == "missing": newest.unlink()
-    else: newest.write_bytes({"flipped": whole[:500] + bytes([whole[500] ^ 4]) + whole[501:], "cut": whole[:-9], "not torch": b"x"}[damage])
+    if damage == "missing":
+        newest.unlink()
+    else:
+        newest.write_bytes(
+            {
+                "flipped": whole[:500] + bytes([whole[500] ^ 4]) + whole[501:],
+                "cut": whole[:-9],
+                "not torch": b"x",
+            }[damage]
+        )
     T.train(settings, stopped)
-    warned = [str(w.message) for w in recwarn if "is damaged (its checksum is wrong); the one before it is tried" in str(w.message)]
+    warned = [
+        str(w.message)
+        for w in recwarn
+        if "is damaged (its checksum is wrong); the one before it is tried" in str(w.message)
+    ]
     assert len(warned) == (damage != "missing")
     assert_alike(outcome(stopped), alone)
 
 
 def test_no_whole_checkpoint(stopped, settings, alone):
-    for p in (stopped / "checkpoints").iterdir(): p.write_bytes(p.read_bytes()[:-1])
+    for p in (stopped / "checkpoints").iterdir():
+        p.write_bytes(p.read_bytes()[:-1])
     before = states(stopped)
     message = "none of its checkpoints is whole. Start anew with restart=true"
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(InputError, match=message): T.train(settings, stopped)
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(InputError, match=message):
+        T.train(settings, stopped)
     assert states(stopped) == before
     T.train(replace(settings, restart=True), stopped)
     assert_alike(outcome(stopped), alone)
@@ -139,21 +202,31 @@ def test_no_whole_checkpoint(stopped, settings, alone):
 def test_foreign_checkpoint(stopped, settings, monkeypatch, top):
     before = states(stopped)
     other = made_run.settings(top, save_every=2, epochs=4, learning_rate=0.5)
-    with pytest.raises(InputError) as e: T.train(other, stopped)
-    for part in ("epochs is 3 there, 4 here", "learning_rate is 0.01 there, 0.5 here", "another folder, or restart=true"):
+    with pytest.raises(InputError) as e:
+        T.train(other, stopped)
+    for part in (
+        "epochs is 3 there, 4 here",
+        "learning_rate is 0.01 there, 0.5 here",
+        "another folder, or restart=true",
+    ):
         assert part in str(e.value)
     monkeypatch.setattr(T, "FORMAT", 3)
-    with pytest.raises(InputError, match="format is 2 there, 3 here"): T.train(settings, stopped)
+    with pytest.raises(InputError, match="format is 2 there, 3 here"):
+        T.train(settings, stopped)
     monkeypatch.undo()
     changed = T.load_dataset("table", settings.data_root)
-    with pytest.raises(InputError, match="data is '.*' there"): T.train(settings, stopped, [replace(changed[0], answer="no"), *changed[1:]])
+    with pytest.raises(InputError, match="data is '.*' there"):
+        T.train(settings, stopped, [replace(changed[0], answer="no"), *changed[1:]])
     build = T.build_model
+
     def larger(*args):
         model = build(*args)
         model.extra = torch.nn.Parameter(torch.zeros(3))
         return model
+
     monkeypatch.setattr(T, "build_model", larger)
-    with pytest.raises(InputError, match="another version of the model"): T.train(settings, stopped)
+    with pytest.raises(InputError, match="another version of the model"):
+        T.train(settings, stopped)
     assert states(stopped) == before
 
 
@@ -166,26 +239,39 @@ def test_restart(stopped, settings, alone, capsys):
 def test_full_disk(stopped, settings, alone, monkeypatch):
     before = states(stopped)
     (stopped / "checkpoints/checkpoint.part").symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"no checkpoint can be written .* MB are free\). Make room and run it again"):
+    with pytest.raises(
+        InputError,
+        match=r"no checkpoint can be written .* MB are free\). Make room and run it again",
+    ):
         T.train(settings, stopped)
     assert states(stopped) == before
-    def full(*args): raise OSError(28, "No space left on device")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as m:
         m.setattr(T, "write_jsonl", full)
-        with pytest.raises(InputError, match="the disk: it is full .* Make room and run it again"): T.train(settings, stopped)
+        with pytest.raises(InputError, match="the disk: it is full .* Make room and run it again"):
+            T.train(settings, stopped)
     T.train(settings, stopped)
     assert_alike(outcome(stopped), alone)
 
 
 def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
     step = T.gradients
+
     def bad(run, rows):
         losses = step(run, rows)
-        if run.progress.step == 4: next(p for p in run.trained if p.grad is not None).grad[0] = math.inf
+        if run.progress.step == 4:
+            next(p for p in run.trained if p.grad is not None).grad[0] = math.inf
         return losses
+
     with monkeypatch.context() as m:
         m.setattr(T, "gradients", bad)
-        with pytest.raises(FloatingPointError, match="epoch 2, step 4: loss or gradients are not finite"): T.train(settings, stopped)
+        with pytest.raises(
+            FloatingPointError, match="epoch 2, step 4: loss or gradients are not finite"
+        ):
+            T.train(settings, stopped)
     T.train(settings, stopped)
     assert_alike(outcome(stopped), alone)
 
@@ -193,15 +279,20 @@ def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
 def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
     "However the epochs validate, the last weights are kept."
     validated = []
+
     def falling(run, rows):
         validated.append(run.progress.epoch)
         return {"validation": 90.0 - 20 * run.progress.epoch, "validation_loss": 1.0}
+
     monkeypatch.setattr(T, "validate", falling)
     T.train(settings, tmp_path)
     falls, stays = outcome(tmp_path), alone
     assert validated == [1, 2, 3] and [r["validation"] for r in falls["history"]] == [70, 50, 30]
-    for part in ("weights", "predictions", "config"): assert_alike(falls[part], stays[part])
-    assert_alike(falls["record"]["validation"], stays["record"]["validation"])      # by the last weights
+    for part in ("weights", "predictions", "config"):
+        assert_alike(falls[part], stays[part])
+    assert_alike(
+        falls["record"]["validation"], stays["record"]["validation"]
+    )  # by the last weights
 
 
 def test_a_trial_never_looks_at_the_test_split(settings, alone, tmp_path, monkeypatch):
@@ -214,7 +305,10 @@ def test_a_trial_never_looks_at_the_test_split(settings, alone, tmp_path, monkey
     monkeypatch.setattr(T, "predict", watched)
     record = T.train(settings, tmp_path / "trial", trial=True)
     assert asked == {"validation"}
-    assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == ["history.jsonl", "record.json"]
+    assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == [
+        "history.jsonl",
+        "record.json",
+    ]
     assert record["experiment"] == "trial" and record["test_scorings"] == 0
     assert not {"test", "test_generated", "nearest_question"} & record.keys()
     assert_alike(record["validation"], alone["record"]["validation"])
@@ -248,29 +342,54 @@ def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
     t5 = offline.generator | dict(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=1)
     config = lambda answers, **options: paper_config(answers, offline=True, **options)
     monkeypatch.setattr(T, "paper_config", config)
-    sizes = dict(image_encoder=image, text_encoder=text, generator=t5, hidden_size=32,
-                 image_size=64, qformer_layers=2, qformer_heads=2, projection_size=16)
-    made_run.settings(top)                                                  # writes the table
-    s = T.make_settings("table", "paper", data_root=str(top / "table.csv"), device="cpu",
-                        mixed_precision="no", epochs=1, model_options=sizes)
+    sizes = dict(
+        image_encoder=image,
+        text_encoder=text,
+        generator=t5,
+        hidden_size=32,
+        image_size=64,
+        qformer_layers=2,
+        qformer_heads=2,
+        projection_size=16,
+    )
+    made_run.settings(top)  # writes the table
+    s = T.make_settings(
+        "table",
+        "paper",
+        data_root=str(top / "table.csv"),
+        device="cpu",
+        mixed_precision="no",
+        epochs=1,
+        model_options=sizes,
+    )
     started = T.build_model(s, T.prepare_samples(s, None))
     begun = {n: x.clone() for n, x in started.state_dict().items()}
     with pytest.MonkeyPatch.context() as m:
         rates, step = [], T.train_step
+
         def told(run, rows):
             rates.extend({g["lr"] for g in run.optimiser.param_groups})
             return step(run, rows)
+
         m.setattr(T, "train_step", told)
         record = T.train(s, tmp_path)
     c, after = started.config, load_file(tmp_path / "model/model.safetensors")
     assert (c.num_queries, c.fusion_layers) == (32, 2)
     assert (c.classifier_loss, c.query_start) == ("bce", "nothing")
     assert not c.global_path and c.fvta and c.cifr and c.ffae
-    assert s.batch_size == 64 > made_run.SPLITS["train"] and s.anneal == "linear"   # one step
-    assert sorted(rates) == pytest.approx([2.5e-6, 12.5e-6, 125e-6], rel=1e-4)      # half way down
+    assert s.batch_size == 64 > made_run.SPLITS["train"] and s.anneal == "linear"  # one step
+    assert sorted(rates) == pytest.approx([2.5e-6, 12.5e-6, 125e-6], rel=1e-4)  # half way down
     row, moved = record["history"][0], {n for n, x in after.items() if not torch.equal(x, begun[n])}
     assert all(math.isfinite(row[k]) for k in ("loss", "cls", "vtc", "gen", "type"))
-    for part in ("image_encoder", "text_encoder", "fvta", "cifr", "classifier", "type_head", "generator"):
+    for part in (
+        "image_encoder",
+        "text_encoder",
+        "fvta",
+        "cifr",
+        "classifier",
+        "type_head",
+        "generator",
+    ):
         assert any(name.startswith(part) for name in moved), part
 
 
@@ -280,11 +399,12 @@ def test_finished_run_is_done_anew(settings, alone, tmp_path):
         assert record["test_scorings"] == k and not (tmp_path / "checkpoints").exists()
         again = outcome(tmp_path)
         again["record"]["test_scorings"] = 1
-        assert_alike(again, alone)                                             # and: the same settings give the same record
+        assert_alike(again, alone)  # and: the same settings give the same record
 
 
 def test_tensorboard(settings, alone, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     T.train(replace(settings, tensorboard=True), tmp_path)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
@@ -315,52 +435,107 @@ PROGRAM = """
 
 def test_two_processes_are_one_with_twice_the_batch(top, tmp_path):
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM), encoding="utf-8")
+
     def ran(name, processes, batch_size):
         # Batch normalisation, which the tiny encoder has, would take its means over a process' own share.
         alone = AutoConfig.for_model("convnext", num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
         options = {"dropout": 0.0, "image_encoder": alone.to_dict()}
         s = made_run.settings(top, batch_size=batch_size, learning_rate=1e-3, model_options=options)
-        given = dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=3, device="cpu", augment=0, learning_rate=1e-3,
-                     batch_size=batch_size, model_options=json.dumps(s.model_options))
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"] if processes == 2 else []
+        given = dict(
+            dataset="table",
+            preset="tiny",
+            data_root=s.data_root,
+            epochs=3,
+            device="cpu",
+            augment=0,
+            learning_rate=1e-3,
+            batch_size=batch_size,
+            model_options=json.dumps(s.model_options),
+        )
+        launcher = (
+            [
+                "-m",
+                "accelerate.commands.launch",
+                "--multi_gpu",
+                "--num_processes",
+                "2",
+                "--num_machines",
+                "1",
+                "--mixed_precision",
+                "no",
+                "--dynamo_backend",
+                "no",
+                "--main_process_port",
+                "0",
+            ]
+            if processes == 2
+            else []
+        )
         command = [sys.executable, *launcher, tmp_path / "program.py", "--out", tmp_path / name]
         command += [x for k, v in given.items() for x in ("-p", k, str(v))]
         done = subprocess.run(command, env=environment(), capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("first half without an open question: True") == 3 and done.stdout.count("epoch   3/3") == 1
-        return json.loads((tmp_path / name / "record.json").read_text(encoding="utf-8")), outcome(tmp_path / name)
+        assert (
+            done.stdout.count("first half without an open question: True") == 3
+            and done.stdout.count("epoch   3/3") == 1
+        )
+        return json.loads((tmp_path / name / "record.json").read_text(encoding="utf-8")), outcome(
+            tmp_path / name
+        )
+
     (one, a), (two, b) = ran("one", 1, 14), ran("two", 2, 7)
     assert (one["processes"], two["processes"]) == (1, 2) and one["parameters"] == two["parameters"]
     parts = ("loss", "cls", "vtc", "gen", "type", "validation_loss")
-    far = max(abs(x[k] - y[k]) for x, y in zip(a["history"], b["history"], strict=True) for k in parts)
+    far = max(
+        abs(x[k] - y[k]) for x, y in zip(a["history"], b["history"], strict=True) for k in parts
+    )
     print(f"largest difference of a loss over 3 epochs: {far:.1e}")
     assert len(a["history"]) == 3 and far < 1e-4
     said = [[row["qid"] for row in x["predictions"]] for x in (a, b)]
     assert said[0] == said[1] and len(said[0]) == made_run.SPLITS["test"]
-    assert one["test"] == two["test"] and one["validation"]["overall"] == two["validation"]["overall"]
+    assert (
+        one["test"] == two["test"] and one["validation"]["overall"] == two["validation"]["overall"]
+    )
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
 def test_an_empty_variable_of_a_launcher_counts_as_none(top, tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "")
     s = made_run.settings(top)
-    given = dict(dataset="table", preset="tiny", data_root=s.data_root, epochs=1, batch_size=8, device="cpu", model_options=json.dumps(s.model_options))
-    assert T.main(["--out", str(tmp_path), *(x for k, v in given.items() for x in ("-p", k, str(v)))]) == 0
+    given = dict(
+        dataset="table",
+        preset="tiny",
+        data_root=s.data_root,
+        epochs=1,
+        batch_size=8,
+        device="cpu",
+        model_options=json.dumps(s.model_options),
+    )
+    assert (
+        T.main(["--out", str(tmp_path), *(x for k, v in given.items() for x in ("-p", k, str(v)))])
+        == 0
+    )
     assert (tmp_path / "record.json").exists()
 
 
 def test_launch(top, tmp_path, monkeypatch, capsys):
     s = made_run.settings(top, epochs=1, cifr_factor=0.5)
-    for k, v in environment().items(): monkeypatch.setenv(k, v)
+    for k, v in environment().items():
+        monkeypatch.setenv(k, v)
     record = T.launch(s, tmp_path / "run", 2)
-    assert record["processes"] == 2 and record["settings"]["cifr_factor"] == 0.5 and "epoch   1/1" in capsys.readouterr().out
+    assert (
+        record["processes"] == 2
+        and record["settings"]["cifr_factor"] == 0.5
+        and "epoch   1/1" in capsys.readouterr().out
+    )
     lost = replace(s, data_root=str(top / "gone.csv"))
-    with pytest.raises(RuntimeError, match="2 processes failed"): T.launch(lost, tmp_path / "other", 2)
+    with pytest.raises(RuntimeError, match="2 processes failed"):
+        T.launch(lost, tmp_path / "other", 2)
     assert "gone.csv: no such file" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- tokens that are kept
+
 
 def encode(name, delay=0.0):
     "Encode ten inputs by way of the cache; how many were computed here."
@@ -368,11 +543,16 @@ def encode(name, delay=0.0):
     encoder, computed = torch.nn.Linear(4, 3), []
     torch.nn.init.ones_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
     encoder.config = type("Config", (), {"to_diff_dict": lambda self: {"name": name}})()
+
     def batch(rows):
         computed.append(rows)
         time.sleep(delay)
-        with torch.no_grad(): return encoder(torch.arange(40.0).view(10, 1, 4))[rows]
-    tokens = encoders.encode_once(encoder, {}, [str(i) for i in range(10)], batch, (1, 3), batch_size=5)
+        with torch.no_grad():
+            return encoder(torch.arange(40.0).view(10, 1, 4))[rows]
+
+    tokens = encoders.encode_once(
+        encoder, {}, [str(i) for i in range(10)], batch, (1, 3), batch_size=5
+    )
     return len(computed), np.array(tokens)
 
 
@@ -380,38 +560,76 @@ def test_two_processes_encode_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path))
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         (a, x), (b, y) = pool.starmap(encode, [("shared", 0.3)] * 2)
-    assert sorted([a, b]) == [0, 2] and np.array_equal(x, y) and x.shape == (10, 1, 3) and x[9, 0, 0] == 36 + 37 + 38 + 39
+    assert (
+        sorted([a, b]) == [0, 2]
+        and np.array_equal(x, y)
+        and x.shape == (10, 1, 3)
+        and x[9, 0, 0] == 36 + 37 + 38 + 39
+    )
     assert len(list((tmp_path / "tokens").glob("*/tokens.npy"))) == 1
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "meta.json"])
-@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:-1] + bytes([b[-1] ^ 8]), None], ids=["cut", "flipped", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-3], lambda b: b[:-1] + bytes([b[-1] ^ 8]), None],
+    ids=["cut", "flipped", "missing"],
+)
 def test_damaged_tokens_are_computed_anew(tmp_path, monkeypatch, name, damage):
     monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path))
     first = encode("mine")
     path = next(tmp_path.rglob(name))
-    if damage is None: path.unlink()
-    else: path.write_bytes(damage(path.read_bytes()))
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
     second, third = encode("mine"), encode("mine")
-    assert (first[0], second[0], third[0]) == (2, 2, 0) and np.array_equal(first[1], second[1]) and np.array_equal(first[1], third[1])
+    assert (
+        (first[0], second[0], third[0]) == (2, 2, 0)
+        and np.array_equal(first[1], second[1])
+        and np.array_equal(first[1], third[1])
+    )
 
 
 def test_frozen_run_with_and_without_kept_tokens(top, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path / "cache"))
     calls, encode_image = [], T.CMIMTL.encode_image
-    monkeypatch.setattr(T.CMIMTL, "encode_image", lambda self, x: calls.append(len(x)) or encode_image(self, x))
-    options = dict(freeze_encoders=True, augment=0.0, learning_rate=1e-3, model_options={"image_size": 96, "dropout": 0.0})
+    monkeypatch.setattr(
+        T.CMIMTL, "encode_image", lambda self, x: calls.append(len(x)) or encode_image(self, x)
+    )
+    options = dict(
+        freeze_encoders=True,
+        augment=0.0,
+        learning_rate=1e-3,
+        model_options={"image_size": 96, "dropout": 0.0},
+    )
     history, looked = {}, {}
     for kept in (True, False):
         calls.clear()
         T.train(made_run.settings(top, encode_once=kept, **options), tmp_path / str(kept))
-        history[kept], looked[kept] = [json.loads(x) for x in (tmp_path / f"{kept}/history.jsonl").read_text(encoding="utf-8").splitlines()], sum(calls)
+        history[kept], looked[kept] = (
+            [
+                json.loads(x)
+                for x in (tmp_path / f"{kept}/history.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            ],
+            sum(calls),
+        )
     pictures, questions = 8, made_run.SPLITS
-    each_epoch, at_the_end = questions["train"] + questions["validation"], questions["validation"] + questions["test"]
-    assert looked[True] == pictures + 2                      # each once, one to learn the tokens' shape, and the blank one
+    each_epoch, at_the_end = (
+        questions["train"] + questions["validation"],
+        questions["validation"] + questions["test"],
+    )
+    assert (
+        looked[True] == pictures + 2
+    )  # each once, one to learn the tokens' shape, and the blank one
     assert 3 * pictures <= looked[False] <= 3 * each_epoch + at_the_end
-    for a, b in zip(history[True], history[False]): assert math.isclose(a["loss"], b["loss"], rel_tol=2e-2)
+    for a, b in zip(history[True], history[False]):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=2e-2)
     mean = {kept: sum(r["seconds"] for r in rows[1:]) / 2 for kept, rows in history.items()}
     size = sum(p.stat().st_size for p in (tmp_path / "cache").rglob("tokens.npy"))
     with capsys.disabled():
-        print(f"\nseconds an epoch from the second on: {mean[True]:.2f} with kept tokens ({size / 1e3:.0f} kB), {mean[False]:.2f} without")
+        print(
+            f"\nseconds an epoch from the second on: {mean[True]:.2f} with kept tokens ({size / 1e3:.0f} kB), {mean[False]:.2f} without"
+        )
