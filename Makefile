@@ -23,10 +23,10 @@ export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSI
 help:
 	@echo 'make run                    train on the phantom data, score, show the result (10 to 15 minutes)'
 	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also SEED=1, VARIANT=pooled'
-	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/33_train.ipynb'
+	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/30_settings.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'
-	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables that are left. J=2 at once, STUDY=smoke: nbs/44_study.ipynb'
-	@echo 'make tables                 make the tables and pictures of figures/ anew from figures/records/ (2 to 3 minutes)'
+	@echo 'make paper DATASETS="vqa_rad slake phantom"     all runs and tables that are left. J=2 at once, STUDY=smoke: nbs/46_study.ipynb'
+	@echo 'make tables                 make the tables and pictures of figures/ anew from figures/records/ (about a minute)'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make lint                   look at the code of notebooks and tests with ruff'
 	@echo 'make ask                    serve the page that answers questions about pictures'

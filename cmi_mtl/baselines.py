@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from .core import InputError, Problem, sha256_file
 from .encoders import image_tokens, load_encoder, token_grid
 from .images import image_to_pixels
-from .metrics import format_score, score, sentence_vectors
+from .metrics import format_score, score
 from .samples import VQASample, normalise_answer
 
 # %% ../nbs/28_baselines.ipynb #bc4eec8a

@@ -8,13 +8,21 @@ __all__ = ['ROOTS', 'RECORD_SCHEMA', 'Problem', 'InputError', 'atomic_path', 'wr
            'pick_device', 'device_name', 'package_versions', 'provenance', 'check_schema']
 
 # %% ../nbs/01_core.ipynb #36a0beab
-import contextlib, hashlib, importlib.metadata, json, os, platform, random, re, subprocess, sys
-import tempfile, time
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 # %% ../nbs/01_core.ipynb #7065aae3
 @dataclass(frozen=True)
@@ -122,17 +130,23 @@ def find_weights(name: str) -> str:
 # %% ../nbs/01_core.ipynb #9e47e5c6
 def seed_everything(seed: int):
     "Seed Python, NumPy and torch (all devices), and ask torch for deterministic kernels."
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic torch also writes NaN into every new tensor, a help in debugging that slows each step.
+    # Deterministic torch also writes NaN into every new tensor: a help in debugging, slow in use.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    "`name` if given, else CUDA where there is one, else the CPU. Raises `InputError` for a device that is not there."
+def pick_device(name: str | None = None) -> "torch.device":
+    """`name` if given, else CUDA where there is one, else the CPU.
+
+    Raises `InputError` for a device that is not there."""
+    import torch
+
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).item()
@@ -143,8 +157,10 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     "The device as a person would name it: the GPU's product name, or the processor's."
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
@@ -201,8 +217,8 @@ def _git(*args: str) -> str | None:
         return None
 
 
-def provenance(device: torch.device) -> dict:
-    "Commit, versions, device and time of now: the part of a run record that is the same for every experiment."
+def provenance(device: "torch.device") -> dict:
+    "Commit, versions, device and time of now: what the record of any experiment says."
     return {
         "commit": _git("rev-parse", "HEAD"),
         "tree_changed": bool(_git("status", "--porcelain")),

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from .cifr import CrossMambaBlock, SelectiveBranch, resample_matrix, reverse
 from .core import InputError, Problem, seed_everything
-from .images import open_image, read_label_map
-from .samples import VQASample, normalise_answer
 from .encoders import token_grid
 from .ffae import answer_labels
+from .images import open_image, read_label_map
 from .metrics import cluster_bootstrap
 from .model import CMIMTL
-from .scan import causal_conv1d, hidden_attention, selective_scan
+from .samples import VQASample, normalise_answer
+from .scan import causal_conv1d, hidden_attention
 
 # %% ../nbs/40_explain.ipynb #85aea9b6
 def on_picture(grid: Tensor, width: int, height: int) -> np.ndarray:

@@ -11,12 +11,15 @@ import time
 import warnings
 from pathlib import Path
 
+import made_data
 import torch
 from safetensors.torch import load_file
 
 import cmi_mtl.train as T
-import made_data
+from cmi_mtl import checkpoints, loop, scores
 from cmi_mtl.core import read_jsonl
+from cmi_mtl.model import CMIMTL
+from cmi_mtl.settings import make_settings
 
 MODEL = dict(
     hidden_size=16,
@@ -55,7 +58,7 @@ def settings(folder, **given):
             "\n".join(["image,question,answer,answer_type,split", *rows]), encoding="utf-8"
         )
     model = {**MODEL, **given.pop("model_options", {})}
-    return T.make_settings(
+    return make_settings(
         "table",
         "tiny",
         data_root=str(folder / "table.csv"),
@@ -129,15 +132,17 @@ def disturb(moment, action, only=None):
         setattr(owner, name, new)
 
     for owner, name in (
-        (T, "train_step"),
-        (T, "predict"),
+        (loop, "train_step"),
+        (loop, "predict"),
+        (scores, "predict"),
         (os, "replace"),
         (Path, "unlink"),
         (T, "finish"),
         (T, "write_jsonl"),
+        (loop, "write_jsonl"),
         (T, "write_json"),
-        (T.Checkpoints, "clear"),
-        (T.CMIMTL, "save_pretrained"),
+        (checkpoints.Checkpoints, "clear"),
+        (CMIMTL, "save_pretrained"),
         (T, "build_model"),
     ):
         before(owner, name)

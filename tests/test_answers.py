@@ -6,9 +6,9 @@ import json
 import random
 import unicodedata
 
+import made_data
 import pytest
 
-import made_data
 from cmi_mtl.core import InputError, data_home
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.samples import normalise_answer, plain_text

@@ -31,7 +31,8 @@ if BROWSER is None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     "A model that has seen forty small pictures once."
-    from cmi_mtl.train import make_settings, train
+    from cmi_mtl.settings import make_settings
+    from cmi_mtl.train import train
 
     folder = tmp_path_factory.mktemp("run")
     train(make_settings("phantom", data_options={"n_images": 60}, epochs=1, device="cpu"), folder)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import made_run
 import pandas as pd
 import pytest
 import torch
@@ -11,22 +12,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import cmi_mtl.train as T
-import made_run
-from cmi_mtl import tables
-from cmi_mtl.audit import (
-    AUDIT,
-    DEPARTURES,
-    FirstToken,
-    base_of,
-    changes_of,
-    depart,
-    load_audited,
-    looked,
-    watches_test,
-)
+from cmi_mtl import batches, build, checkpoints, loop, scores
+from cmi_mtl.audit import FirstToken, depart, load_audited
 from cmi_mtl.core import InputError
+from cmi_mtl.departures import AUDIT, DEPARTURES, base_of, changes_of, looked, watches_test
+from cmi_mtl.model import CMIMTL
+from cmi_mtl.records import publish
 from cmi_mtl.run import run_notebook
-from cmi_mtl.samples import AnswerVocabulary
+from cmi_mtl.settings import VARIANTS, make_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOKS = ("audit_test_epoch", "audit_all", "audit_paper_all")
@@ -43,7 +36,7 @@ def top(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(top):
     "Eight training questions, so one step an epoch; a long question and a new answer in the test split."
-    rows = T.prepare_samples(made_run.settings(top), None)
+    rows = batches.prepare_samples(made_run.settings(top), None)
     train = [x for x in rows if x.split == "train"][:8]
     held, test = ([x for x in rows if x.split == split] for split in ("validation", "test"))
     test[0] = replace(test[0], answer=NEW_ANSWER)
@@ -63,7 +56,7 @@ def trained(top, samples):
     def run(variant):
         if variant not in done:
             with pytest.MonkeyPatch.context() as m:
-                m.setattr(T, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
+                m.setattr(scores, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
                 done[variant] = T.train(settings(top, variant), top / variant, samples)
         return top / variant, done[variant]
 
@@ -76,19 +69,18 @@ def begun(top, samples, tmp_path):
 
     def begin(variant, **given):
         s = settings(top, variant, **given)
-        model, accelerator = T.build_model(s, samples), Accelerator(cpu=True)
-        vocabulary = AnswerVocabulary(model.config.answers)
-        data = T.QuestionSet(samples, model, vocabulary, False, accelerator.device)
+        model, accelerator = build.build_model(s, samples), Accelerator(cpu=True)
+        data = batches.QuestionSet(samples, model, False, accelerator.device)
         rows = [i for i, x in enumerate(samples) if x.split == "train"]
-        return T.start_run(
+        return loop.start_run(
             s,
             data,
             model,
             rows,
             accelerator,
-            T.Progress(),
+            checkpoints.Progress(),
             tmp_path,
-            T.Checkpoints(tmp_path / "checkpoints", {}),
+            checkpoints.Checkpoints(tmp_path / "checkpoints", {}),
         )
 
     return begin
@@ -112,7 +104,7 @@ def test_trains_and_says_so(trained, variant):
         if name in saved:
             torch.testing.assert_close(weight, saved[name])
     assert saved.keys() <= again.state_dict().keys()
-    built = T.model_from_record(kept)
+    built = build.model_from_record(kept)
     assert built.state_dict().keys() == again.state_dict().keys()
     assert type(built.classifier) is type(again.classifier)
     assert type(built.generator) is type(again.generator)
@@ -126,8 +118,8 @@ def test_differs_from_its_base_in_what_it_says_alone(begun, samples, variant):
         k for k in vars(run.settings) if getattr(run.settings, k) != getattr(base.settings, k)
     }
     assert changed == {"variant", *changes_of(variant, "settings")}
-    fields = T.model_record(run.core, "tiny")
-    odd = {k for k, v in T.model_record(base.core, "tiny").items() if fields[k] != v}
+    fields = build.model_record(run.core, "tiny")
+    odd = {k for k, v in build.model_record(base.core, "tiny").items() if fields[k] != v}
     may = (
         {*changes_of(variant, "options"), "answers", "shapes"}
         if more_answers or variant in RANDOM
@@ -170,7 +162,7 @@ def test_differs_from_its_base_in_what_it_says_alone(begun, samples, variant):
 def test_other_variants_are_as_they_were(trained, samples):
     folder, record = trained("cmi_mtl")
     assert "audit" not in record and all("test" not in row for row in record["history"])
-    model = T.CMIMTL.from_pretrained(folder / "model")
+    model = CMIMTL.from_pretrained(folder / "model")
     assert NEW_ANSWER not in model.config.answers and not hasattr(model.config, "audit")
     assert depart(model, "cmi_mtl") is model and type(model.classifier) is not FirstToken
 
@@ -182,7 +174,7 @@ def test_random_cifr_is_new_each_time_and_never_saved(trained, begun, samples):
     folder, _ = trained("audit_random_cifr")
     assert not any("cifr" in k for k in load_file(folder / "model/model.safetensors"))
     run, base = begun("audit_random_cifr"), begun("cmi_mtl")
-    asked = lambda r: T.predict(r, [0, 1, 2])[0]
+    asked = lambda r: loop.predict(r, [0, 1, 2])[0]
     assert (asked(run) - asked(run)).abs().max() > 1e-5
     torch.testing.assert_close(asked(base), asked(base))
     assert not list(run.core.cifr.parameters())
@@ -213,7 +205,7 @@ def test_vocabulary_has_the_test_answers(trained):
 )
 def test_padding_counts(begun, variant, part):
     def losses(run, longer):
-        batch = T.to_inputs(run.data.batch(torch.arange(4)), run, False)
+        batch = loop.to_inputs(run.data.batch(torch.arange(4)), run, False)
         for k in ("input_ids", "attention_mask"):
             batch[k] = torch.nn.functional.pad(batch[k], (0, longer))
         with torch.no_grad():
@@ -234,7 +226,7 @@ def test_clipping_in_the_forward_pass_is_no_clipping(begun):
 
             run.core.register_forward_pre_hook(clip)
         for _ in range(2):
-            T.train_step(run, run.rows)
+            loop.train_step(run, run.rows)
         return torch.cat([p.detach().flatten() for p in run.trained])
 
     published, nothing = weights("audit_no_clipping", inside=True), weights("audit_no_clipping")
@@ -248,12 +240,12 @@ def begun_weights(begun):
 
 
 def test_settings_of_a_departure_give_way_to_given_ones():
-    assert T.make_settings(variant="audit_no_clipping").clip == 1e9
-    assert T.make_settings(variant="audit_no_clipping", clip=1.0).clip == 1.0
-    assert T.make_settings(variant="audit_first_token").clip == T.make_settings().clip
+    assert make_settings(variant="audit_no_clipping").clip == 1e9
+    assert make_settings(variant="audit_no_clipping", clip=1.0).clip == 1.0
+    assert make_settings(variant="audit_first_token").clip == make_settings().clip
     for variant in ("audit_no_such", ["audit_all"]):
         with pytest.raises(InputError, match="audit_first_token"):
-            T.make_settings(variant=variant)
+            make_settings(variant=variant)
 
 
 def test_a_module_that_is_off_cannot_be_changed(begun):
@@ -268,7 +260,7 @@ def watched(top, samples, tmp_path, monkeypatch, variant):
     "Of each prediction before the end of training, how many test rows it had; and all rows trained on."
     test = {i for i, x in enumerate(samples) if x.split == "test"}
     seen, learned, fitting = [], set(), []
-    fit, predict, step = T.fit, T.predict, T.train_step
+    fit, predict, step = loop.fit, loop.predict, loop.train_step
 
     def watch_fit(*args):
         fitting.append(1)
@@ -284,9 +276,11 @@ def watched(top, samples, tmp_path, monkeypatch, variant):
         learned.update(rows.tolist())
         return step(run, rows)
 
-    for name, watch in (("fit", watch_fit), ("predict", watch_predict), ("train_step", watch_step)):
-        monkeypatch.setattr(T, name, watch)
-    monkeypatch.setattr(T, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
+    monkeypatch.setattr(T, "fit", watch_fit)
+    monkeypatch.setattr(loop, "train_step", watch_step)
+    for module in (loop, scores):
+        monkeypatch.setattr(module, "predict", watch_predict)
+    monkeypatch.setattr(scores, "sentence_vectors", lambda texts, **_: torch.ones(len(texts), 1))
     record = T.train(settings(top, variant), tmp_path / "run", samples)
     assert not learned & test
     return seen, record
@@ -300,8 +294,8 @@ def test_is_closed_until_the_end(top, samples, tmp_path, monkeypatch, variant):
 
 
 def test_no_variant_but_three_may_look():
-    assert [v for v in (*T.VARIANTS, *AUDIT) if watches_test(v)] == list(LOOKS)
-    assert not set(AUDIT) & set(T.VARIANTS)
+    assert [v for v in (*VARIANTS, *AUDIT) if watches_test(v)] == list(LOOKS)
+    assert not set(AUDIT) & set(VARIANTS)
 
 
 def test_the_best_epoch_is_chosen_on_test_and_training_is_the_same(
@@ -330,7 +324,7 @@ def test_the_best_epoch_is_chosen_on_test_and_training_is_the_same(
 
 def test_the_notebook_reads_published_records(trained, tmp_path):
     for variant in ("cmi_mtl", "audit_test_epoch", "audit_first_token", "audit_all"):
-        tables.publish(trained(variant)[0], tmp_path / "records")
+        publish(trained(variant)[0], tmp_path / "records")
     parameters = {"dataset": "table", "records": str(tmp_path / "records")}
     run_notebook(ROOT / "nbs/experiments/audit.ipynb", tmp_path / "out/audit.ipynb", parameters)
     table = pd.read_csv(tmp_path / "out/audit_table.csv").set_index("variant")

@@ -3,10 +3,10 @@
 import io
 import json
 
+import made_data
 import pytest
 from PIL import Image
 
-import made_data
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 

@@ -14,14 +14,15 @@ import time
 from pathlib import Path
 
 import huggingface_hub.constants
+import made_data
 import nbformat
 import pytest
+from made_run import assert_alike
 
-import made_data
 from cmi_mtl.core import InputError, read_jsonl
 from cmi_mtl.run import main
-from cmi_mtl.train import make_settings, train
-from made_run import assert_alike
+from cmi_mtl.settings import make_settings
+from cmi_mtl.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "nbs/experiments/train.ipynb"

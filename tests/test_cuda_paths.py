@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from cmi_mtl import scan
-from cmi_mtl import train as T
 from cmi_mtl.cifr import CrossMambaBlock, SelectiveBranch
 from cmi_mtl.core import InputError
 from cmi_mtl.model import CMIMTL, paper_config
+from cmi_mtl.rates import parameter_groups
+from cmi_mtl.settings import make_settings
 
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # as the notebook asks of a real GPU
@@ -681,8 +682,8 @@ def paper_batch():
 def test_a_step_of_the_papers_shapes(gpu, monkeypatch):
     "The step that test_train takes with narrow layers, here by the kernels, at the preset's width."
     model, batch = paper_model(), paper_batch()
-    settings = T.make_settings("table", "paper", device="cpu", mixed_precision="no")
-    optimiser = torch.optim.AdamW(T.parameter_groups(model, settings), lr=1e-4, fused=True)
+    settings = make_settings("table", "paper", device="cpu", mixed_precision="no")
+    optimiser = torch.optim.AdamW(parameter_groups(model, settings), lr=1e-4, fused=True)
     with EverythingOnDevice():
         tokens = model.encode_image(batch.pop("pixel_values"))
         out = model(image_tokens=tokens, **batch)

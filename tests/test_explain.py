@@ -3,16 +3,16 @@
 import json
 from dataclasses import replace
 
+import made_data
 import numpy as np
 import pytest
 import torch
+from made_run import assert_alike
 from PIL import Image
 from transformers import AutoConfig
 
-import made_data
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
-from cmi_mtl.samples import Region, normalise_answer
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.explain import (
     METHODS,
@@ -26,7 +26,7 @@ from cmi_mtl.explain import (
     untrained,
 )
 from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
-from made_run import assert_alike
+from cmi_mtl.samples import Region
 
 VIT = dict(
     hidden_size=32,

@@ -10,7 +10,7 @@ import cmi_mtl.model as M
 from cmi_mtl.cifr import CIFR, FUSIONS, masked_mean
 from cmi_mtl.core import InputError, seed_everything
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.train import VARIANTS
+from cmi_mtl.settings import VARIANTS
 
 ANSWERS = ["yes", "no", "heart", "liver"]
 WORDS = build_tokenizer(["is there a nodule in the left lung?", "which organ is enlarged?"])

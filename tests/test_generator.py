@@ -3,17 +3,21 @@
 import json
 from pathlib import Path
 
+import made_data
+import made_run
 import pytest
 import torch
 from PIL import Image
 
 import cmi_mtl.train as T
-import made_data
-import made_run
+from cmi_mtl import batches, build
 from cmi_mtl.core import InputError, find_weights, seed_everything
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
+from cmi_mtl.ffae import answer_labels
+from cmi_mtl.images import normalise_pixels
+from cmi_mtl.model import CMIMTL, PRESET_WEIGHTS, CMIMTLProcessor, tiny_config
 from cmi_mtl.samples import VQASample, normalise_answer
+from cmi_mtl.settings import make_settings
 
 TAUGHT = ["3.5 cm", "50%", "Sjögren syndrome", "肺部"]
 TEXTS = [
@@ -44,8 +48,8 @@ def made_samples(answers, image="none.png"):
 
 def made_model(answers=TAUGHT, preset="tiny", image="none.png", **options):
     model_options = {**made_run.MODEL, **options} if preset == "tiny" else options
-    settings = T.make_settings("table", preset, model_options=model_options)
-    return T.build_model(settings, made_samples(answers, image))
+    settings = make_settings("table", preset, model_options=model_options)
+    return build.build_model(settings, made_samples(answers, image))
 
 
 def come_back(tokenizer, texts):
@@ -64,7 +68,7 @@ def test_every_text_comes_back_from_the_tokenizer_of_answers(model, text):
 
 
 @pytest.mark.skipif(
-    not all(Path(find_weights(w)).is_dir() for w in T.PRESET_WEIGHTS["compact"].values()),
+    not all(Path(find_weights(w)).is_dir() for w in PRESET_WEIGHTS["compact"].values()),
     reason="the weights of compact are not at hand",
 )
 def test_compact_too_writes_what_it_is_taught():
@@ -91,7 +95,7 @@ def test_ids_of_model_and_tokenizer_agree(model):
     assert (
         t5.generation_config.eos_token_id
         == tokenizer.eos_token_id
-        == T.answer_labels(tokenizer, ["liver"])[0, -1]
+        == answer_labels(tokenizer, ["liver"])[0, -1]
     )
     assert (
         t5.generation_config.decoder_start_token_id
@@ -127,17 +131,16 @@ def test_a_model_saved_with_one_tokenizer_still_loads(tmp_path):
 def test_a_tiny_model_writes_3_5_cm_exactly(tmp_path):
     made_data.write({"a.png": made_data.picture(0, (32, 32), "PNG")}, tmp_path)
     model = made_model(image=tmp_path / "a.png", dropout=0.0)
-    data = T.QuestionSet(
+    data = batches.QuestionSet(
         made_samples(TAUGHT, tmp_path / "a.png"),
         model,
-        T.AnswerVocabulary(model.config.answers),
         False,
         torch.device("cpu"),
     )
     seed_everything(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     batch = data.batch(torch.arange(4))
-    batch["pixel_values"] = T.normalise_pixels(batch.pop("squares"))
+    batch["pixel_values"] = normalise_pixels(batch.pop("squares"))
     for _ in range(100):
         optimiser.zero_grad()
         model.train()(**batch).loss.backward()

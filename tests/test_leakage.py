@@ -4,6 +4,7 @@ import collections
 import csv
 
 import made_data
+
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.samples import carve_validation, leakage_report
 

@@ -2,11 +2,11 @@
 
 import json
 
+import made_data
 import numpy as np
 import pytest
 from PIL import Image
 
-import made_data
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.images import read_label_map

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_data
 import nbformat
+import notebooks
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-import made_data
-import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE, TWO, INDEX = "nbs/01_one.ipynb", "nbs/experiments/two.ipynb", "nbs/index.ipynb"

@@ -9,19 +9,21 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import made_data
+import made_run
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModel
 
 import cmi_mtl.train as T
-import made_data
-import made_run
-from cmi_mtl import core, tables
+from cmi_mtl import batches, build, core, loop, scores, tables
 from cmi_mtl.core import InputError, read_jsonl, sha256_file, write_json
 from cmi_mtl.encoders import tiny_text_config
 from cmi_mtl.metrics import accuracy, other_pictures
-from cmi_mtl.model import CMIMTL, CMIMTLConfig
+from cmi_mtl.model import CMIMTL, PRESET_WEIGHTS, CMIMTLConfig
+from cmi_mtl.records import digest, publish, read_records, text_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +50,7 @@ def runs(top):
     frozen = {"freeze_encoders": True, "augment": 0, "train_on": "train+validation"}
     changes = {"seed0": {}, "seed1": {"seed": 1}, "frozen": frozen}
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(T, "sentence_vectors", word_vectors)
+        m.setattr(scores, "sentence_vectors", word_vectors)
         for name, given in changes.items():
             T.train(made_run.settings(top, epochs=2, **given), top / name)
     return {name: top / name for name in changes}
@@ -58,8 +60,8 @@ def runs(top):
 def records(runs, tmp_path):
     "The two seeds, published."
     for name in ("seed0", "seed1"):
-        tables.publish(runs[name], tmp_path / "records")
-    return tables.read_records(tmp_path / "records")
+        publish(runs[name], tmp_path / "records")
+    return read_records(tmp_path / "records")
 
 
 # ---------------------------------------------------------------- the model
@@ -72,10 +74,10 @@ def shapes(model):
 @pytest.mark.parametrize("name", ["seed0", "frozen"])
 def test_model_is_rebuilt_from_its_record(runs, tmp_path, name):
     saved = CMIMTL.from_pretrained(runs[name] / "model")
-    published = tables.publish(runs[name], tmp_path)
+    published = publish(runs[name], tmp_path)
     for path in (runs[name] / "record.json", published):
-        assert shapes(T.model_from_record(read(path))) == shapes(saved)
-    named = T.model_from_record(read(published), saved.config.answers)
+        assert shapes(build.model_from_record(read(path))) == shapes(saved)
+    named = build.model_from_record(read(published), saved.config.answers)
     assert named.config.answers == saved.config.answers and named.config.num_queries == 4
     assert named.config.confidence_temperature == pytest.approx(
         saved.config.confidence_temperature, abs=1e-4
@@ -92,9 +94,9 @@ def test_record_that_no_model_can_be_built_of(runs):
         (changed(forgotten_field=1), "makes another one of it: it has no forgotten_field"),
     ):
         with pytest.raises(InputError, match=message):
-            T.model_from_record(wrong)
+            build.model_from_record(wrong)
     with pytest.raises(InputError, match="not the vocabulary of the record"):
-        T.model_from_record(record, ["yes", "no"])
+        build.model_from_record(record, ["yes", "no"])
 
 
 def test_every_field_of_the_configuration_is_recorded(runs):
@@ -125,25 +127,29 @@ def test_every_field_of_the_configuration_is_recorded(runs):
 def test_encoder_is_named_by_the_weights_that_tokens_need():
     torch.manual_seed(0)
     encoder = AutoModel.from_config(tiny_text_config(30))
-    first = T.encoder_record(encoder, "made/text")
+    first = build.encoder_record(encoder, "made/text")
     assert first["name"] == "made/text" and re.fullmatch("[0-9a-f]{64}", first["sha256"])
     assert not {"transformers_version", "_name_or_path"} & first["configuration"].keys()
     encoder.pooler.dense.weight.data.add_(1)  # what files may lack is random
-    assert T.encoder_record(encoder, "made/text") == first
+    assert build.encoder_record(encoder, "made/text") == first
     encoder.embeddings.word_embeddings.weight.data[0, 0] += 1
-    assert T.encoder_record(encoder, "made/text")["sha256"] != first["sha256"]
+    assert build.encoder_record(encoder, "made/text")["sha256"] != first["sha256"]
 
 
 def test_trained_encoders_keep_the_checksum_of_their_start(top, monkeypatch):
-    monkeypatch.setitem(T.PRESET_WEIGHTS, "tiny", {"image": "made/image", "text": "made/text"})
-    monkeypatch.setattr(T, "with_pretrained_encoders", lambda config, **_: T.CMIMTL(config))
-    monkeypatch.setattr(T, "sentence_vectors", word_vectors)
+    monkeypatch.setitem(PRESET_WEIGHTS, "tiny", {"image": "made/image", "text": "made/text"})
+    monkeypatch.setattr(build, "with_pretrained_encoders", lambda config, **_: CMIMTL(config))
+    monkeypatch.setattr(scores, "sentence_vectors", word_vectors)
     s = made_run.settings(top, epochs=1)
     record = T.train(s, top / "started")
-    fresh = T.build_model(s, T.prepare_samples(s, None))
+    fresh = build.build_model(s, batches.prepare_samples(s, None))
     trained = CMIMTL.from_pretrained(top / "started/model")
-    assert record["model"]["image_encoder"] == T.encoder_record(fresh.image_encoder, "made/image")
-    assert record["model"]["image_encoder"] != T.encoder_record(trained.image_encoder, "made/image")
+    assert record["model"]["image_encoder"] == build.encoder_record(
+        fresh.image_encoder, "made/image"
+    )
+    assert record["model"]["image_encoder"] != build.encoder_record(
+        trained.image_encoder, "made/image"
+    )
 
 
 # ---------------------------------------------------------------- the run
@@ -219,22 +225,16 @@ def test_pictures_shown_are_those_asked_for(top):
     "Logits with another picture are those of a question about that picture, with kept tokens and with pixels."
     for frozen in (True, False):
         s = made_run.settings(top, freeze_encoders=frozen, augment=0)
-        samples = T.prepare_samples(s, None)
-        model = T.build_model(s, samples).eval()
-        data = T.QuestionSet(
-            samples,
-            model,
-            T.AnswerVocabulary(model.config.answers),
-            s.tokens_kept,
-            torch.device("cpu"),
-        )
+        samples = batches.prepare_samples(s, None)
+        model = build.build_model(s, samples).eval()
+        data = batches.QuestionSet(samples, model, s.tokens_kept, torch.device("cpu"))
         rows, n = torch.tensor([0, 1, 2]), len(data.digests)
         shown = torch.tensor([3, n, 3])
         batch = data.batch(rows, shown)
         pixels = [samples[data.image_ids.tolist().index(3)].image, np.zeros((9, 9), np.uint8)]
         given = torch.stack([model.processor.pixels(x) for x in pixels])
-        inputs = T.to_inputs(
-            batch, type("R", (), {"accelerator": T.Accelerator(cpu=True), "data": data}), False
+        inputs = loop.to_inputs(
+            batch, type("R", (), {"accelerator": Accelerator(cpu=True), "data": data}), False
         )
         tokens = inputs["image_tokens"] if frozen else model.encode_image(inputs["pixel_values"])
         torch.testing.assert_close(
@@ -246,10 +246,12 @@ def test_pictures_shown_are_those_asked_for(top):
 
 
 def test_one_test_picture_has_no_other(top, runs, monkeypatch):
-    monkeypatch.setattr(T, "sentence_vectors", word_vectors)
+    monkeypatch.setattr(scores, "sentence_vectors", word_vectors)
     s = made_run.settings(top, epochs=1)
     samples = [
-        x for x in T.prepare_samples(s, None) if x.split != "test" or x.image.endswith("0.png")
+        x
+        for x in batches.prepare_samples(s, None)
+        if x.split != "test" or x.image.endswith("0.png")
     ]
     T.train(s, top / "one", samples)
     rows = read_jsonl(top / "one/predictions.jsonl")
@@ -266,9 +268,9 @@ def near(s, samples, folder):
 
 
 def test_nearest_training_question(top, tmp_path, monkeypatch):
-    monkeypatch.setattr(T, "sentence_vectors", word_vectors)
+    monkeypatch.setattr(scores, "sentence_vectors", word_vectors)
     s = made_run.settings(top, epochs=1)
-    samples = T.prepare_samples(s, None)
+    samples = batches.prepare_samples(s, None)
     train = [x for x in samples if x.split == "train"]
     alone = [x for x in samples if x.split == "test"][0]
     rest = [x for x in samples if x.image != alone.image and x.split != "test"]
@@ -308,7 +310,7 @@ def test_without_the_sentence_encoder(top, tmp_path, monkeypatch):
         r["nearest"] is None and r["nearest_same_type"] is None
         for r in read_jsonl(tmp_path / "run/predictions.jsonl")
     )
-    columns = read(tables.publish(tmp_path / "run", tmp_path))["per_question"]
+    columns = read(publish(tmp_path / "run", tmp_path))["per_question"]
     assert "nearest" not in columns and len(columns["correct_blank"]) == made_run.SPLITS["test"]
 
 
@@ -371,7 +373,7 @@ def table_of_names(folder):
 
 
 def test_no_name_is_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(T, "sentence_vectors", word_vectors)
+    monkeypatch.setattr(scores, "sentence_vectors", word_vectors)
     path = table_of_names(tmp_path)
     s = made_run.settings(tmp_path / "unused", epochs=1)
     run = tmp_path / "John Doe at the Clinic/run"
@@ -385,16 +387,16 @@ def test_no_name_is_published(tmp_path, monkeypatch):
         run / "predictions.jsonl"
     ).read_text(encoding="utf-8")
     assert all(name in before.lower() for name in NAMES)  # the run's own folder may say them
-    target = tables.publish(run, tmp_path / "public")
+    target = publish(run, tmp_path / "public")
     text = target.read_text(encoding="utf-8").lower()
     assert not [name for name in NAMES if name in text] and str(tmp_path).lower() not in text
     published = json.loads(text)
     columns, rows = published["per_question"], read_jsonl(run / "predictions.jsonl")
     assert columns["organ"] == [0 if r["organ"].endswith("0") else 1 for r in rows]
     assert columns["image"] == [r["image_digest"][:16] for r in rows]
-    assert columns["linked"] == [tables.digest(r["linked_id"]) for r in rows] and columns["qid"][
+    assert columns["linked"] == [digest(r["linked_id"]) for r in rows] and columns["qid"][
         0
-    ] == tables.digest(rows[0]["qid"])
+    ] == digest(rows[0]["qid"])
     assert (
         set(published["beyond_the_view"])
         == {f"question_type: {i}" for i in range(len(beyond))}
@@ -411,7 +413,7 @@ def test_no_name_is_published(tmp_path, monkeypatch):
 
 
 def test_published_scores_of_texts(runs, tmp_path):
-    target = tables.publish(runs["seed0"], tmp_path)
+    target = publish(runs["seed0"], tmp_path)
     published, rows = read(target), read_jsonl(runs["seed0"] / "predictions.jsonl")
     columns = published["per_question"]
     right = [i for i, r in enumerate(rows) if r["generated_correct"]]
@@ -419,8 +421,8 @@ def test_published_scores_of_texts(runs, tmp_path):
         assert len(columns[key]) == len(rows) and all(0 <= x <= 1 for x in columns[key])
         assert all(columns[key][i] == 1 for i in right)
     assert columns["generated_correct"] == [int(r["generated_correct"]) for r in rows]
-    assert tables.text_scores("left lung", "left lung") == {"token_f1": 1, "bleu4": 1, "rouge_l": 1}
-    assert tables.text_scores("left", "left lung") == {
+    assert text_scores("left lung", "left lung") == {"token_f1": 1, "bleu4": 1, "rouge_l": 1}
+    assert text_scores("left", "left lung") == {
         "token_f1": 0.6667,
         "bleu4": 0.3679,
         "rouge_l": 0.6667,
@@ -446,7 +448,7 @@ def test_a_run_without_schema_is_not_published(runs, tmp_path):
     with pytest.raises(
         InputError, match="record.json: the model's configuration is not recorded. Run it again"
     ):
-        tables.publish(tmp_path / "run", tmp_path)
+        publish(tmp_path / "run", tmp_path)
 
 
 # ---------------------------------------------------------------- in tables
@@ -517,29 +519,29 @@ def test_run_of_an_older_schema_is_refused(runs, tmp_path):
     record = {**read(runs["seed0"] / "record.json"), "schema": 1}
     message = "its schema is 1, this version reads 2"
     with pytest.raises(InputError, match=message):
-        T.model_from_record(record)
+        build.model_from_record(record)
     run, predictions = tmp_path / "run", runs["seed0"] / "predictions.jsonl"
     write_json(run / "record.json", record)
     (run / "predictions.jsonl").write_bytes(predictions.read_bytes())
     with pytest.raises(InputError, match=message):
-        tables.publish(run, tmp_path)
+        publish(run, tmp_path)
 
 
 def test_record_without_a_validation_score(runs, tmp_path):
     "Trained on all but the test split: its line has no number there, and a run with one is no seed of it."
-    published = {"a": read(tables.publish(runs["frozen"], tmp_path))}
+    published = {"a": read(publish(runs["frozen"], tmp_path))}
     assert published["a"]["validation"] is None and published["a"]["temperature"] == 1
     line = tables.results_table(published).splitlines()[2]
     assert line.endswith("| none | 8 | 1 |") and "| table | cmi_mtl, classifier |" in line
-    published["b"] = read(tables.publish(runs["seed0"], tmp_path / "other"))
+    published["b"] = read(publish(runs["seed0"], tmp_path / "other"))
     with pytest.raises(InputError, match="settings.train_on is 'train', there 'train.validation'"):
         tables.results_table(published)
 
 
 def test_records_of_this_repository_are_marked():
     "Those of an older schema or none, each on its own: no average over them, nothing beside them."
-    assert not any(map(tables.is_older, tables.read_records(ROOT / "figures/records").values()))
-    old = tables.read_records(ROOT / "figures/records/earlier")
+    assert not any(map(tables.is_older, read_records(ROOT / "figures/records").values()))
+    old = read_records(ROOT / "figures/records/earlier")
     assert old and all(map(tables.is_older, old.values()))
     text = tables.results_table(old)
     assert "±" not in text and "configuration of their models" in text.splitlines()[0]

@@ -20,15 +20,15 @@ import textwrap
 import tomllib
 from pathlib import Path
 
+import made_data
 import nbformat
 import pytest
+import readme
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 from packaging.requirements import Requirement
 from PIL import Image
 
-import made_data
-import readme
 from cmi_mtl.core import data_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def tree():
 
 
 NOTEBOOKS = [p for p in tree() if p.suffix == ".ipynb"]
-CHAPTERS = [p for p in NOTEBOOKS if p.parent == Path("nbs") and p.name[0].isdigit()]
+CHAPTERS = [p for p in NOTEBOOKS if p.parent.name in ("nbs", "appendix") and p.name[0].isdigit()]
 each_notebook = pytest.mark.parametrize(
     "path", [p for p in NOTEBOOKS if p.parts[0] == "nbs"], ids=str
 )
@@ -209,13 +209,20 @@ def imported(source):
         yield from (n.split(".")[1] for n in names if n.startswith("cmi_mtl."))
 
 
+def place(path):
+    "Where a room stands: 29a, of the appendix, lies under 29 and above 28."
+    number, letter = re.match(r"(\d+)([a-z]?)_", path.name).groups()
+    assert bool(letter) == (path.parent.name == "appendix"), path
+    return int(number), letter or "~"
+
+
 def test_each_chapter_imports_from_lower_numbers_only():
     module = {
         p: re.search(r"#\| default_exp (\w+)", "\n".join(c.source for c in code_of(p)))[1]
         for p in CHAPTERS
     }
-    number = {m: int(p.name.split("_")[0]) for p, m in module.items()}
-    assert len(number) == len(CHAPTERS) >= 13
+    number = {m: place(p) for p, m in module.items()}
+    assert len(set(number.values())) == len(CHAPTERS) >= 13
     for path in CHAPTERS:
         for c in code_of(path):
             source = re.sub(r"^\s*[%!].*$", "", c.source, flags=re.M)
@@ -504,7 +511,8 @@ ALONE = """
     for module in pkgutil.iter_modules(cmi_mtl.__path__): importlib.import_module(f"cmi_mtl.{module.name}")
     from cmi_mtl.datasets import load_dataset
     from cmi_mtl.model import CMIMTL
-    from cmi_mtl.train import make_settings, train
+    from cmi_mtl.settings import make_settings
+    from cmi_mtl.train import train
     folder, options = sys.argv[1], {"n_images": 30, "size": 48}
     train(make_settings("phantom", data_options=options, epochs=1, device="cpu"), folder)
     picture = load_dataset("phantom", **options)[0].image

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import made_data
 import psutil
 import pytest
 import yaml
 
-import made_data
 from cmi_mtl.core import InputError, write_json
 from cmi_mtl.study import SMOKE, check, main
 

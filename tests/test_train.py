@@ -13,18 +13,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import made_run
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from made_run import assert_alike, outcome
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import cmi_mtl.train as T
-import made_run
-from cmi_mtl import encoders
+from cmi_mtl import batches, build, checkpoints, encoders, loop, scores
 from cmi_mtl.core import InputError
-from cmi_mtl.model import paper_config
-from made_run import assert_alike, outcome
+from cmi_mtl.datasets import load_dataset
+from cmi_mtl.encoders import build_tokenizer
+from cmi_mtl.model import CMIMTL, paper_config
+from cmi_mtl.settings import make_settings
 
 HERE = Path(__file__).resolve().parent
 
@@ -61,7 +64,7 @@ def states(folder):
 def stopped(settings, tmp_path, monkeypatch):
     "The folder of a run that was stopped by SIGTERM in its second epoch."
     with monkeypatch.context() as m:
-        step, calls = T.train_step, []
+        step, calls = loop.train_step, []
 
         def terminated(run, rows):
             calls.append(1)
@@ -69,8 +72,8 @@ def stopped(settings, tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(run, rows)
 
-        m.setattr(T, "train_step", terminated)
-        with pytest.raises(T.Stopped, match="goes on from") as e:
+        m.setattr(loop, "train_step", terminated)
+        with pytest.raises(loop.Stopped, match="goes on from") as e:
             T.train(settings, tmp_path / "run")
     assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not (tmp_path / "run/record.json").exists()
@@ -210,17 +213,17 @@ def test_foreign_checkpoint(stopped, settings, monkeypatch, top):
         "another folder, or restart=true",
     ):
         assert part in str(e.value)
-    monkeypatch.setattr(T, "FORMAT", 3)
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
     with pytest.raises(InputError, match="format is 2 there, 3 here"):
         T.train(settings, stopped)
     monkeypatch.undo()
-    changed = T.load_dataset("table", settings.data_root)
+    changed = load_dataset("table", settings.data_root)
     with pytest.raises(InputError, match="data is '.*' there"):
         T.train(settings, stopped, [replace(changed[0], answer="no"), *changed[1:]])
-    build = T.build_model
+    made = build.build_model
 
     def larger(*args):
-        model = build(*args)
+        model = made(*args)
         model.extra = torch.nn.Parameter(torch.zeros(3))
         return model
 
@@ -258,7 +261,7 @@ def test_full_disk(stopped, settings, alone, monkeypatch):
 
 
 def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
-    step = T.gradients
+    step = loop.gradients
 
     def bad(run, rows):
         losses = step(run, rows)
@@ -267,7 +270,7 @@ def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
         return losses
 
     with monkeypatch.context() as m:
-        m.setattr(T, "gradients", bad)
+        m.setattr(loop, "gradients", bad)
         with pytest.raises(
             FloatingPointError, match="epoch 2, step 4: loss or gradients are not finite"
         ):
@@ -284,7 +287,7 @@ def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
         validated.append(run.progress.epoch)
         return {"validation": 90.0 - 20 * run.progress.epoch, "validation_loss": 1.0}
 
-    monkeypatch.setattr(T, "validate", falling)
+    monkeypatch.setattr(loop, "validate", falling)
     T.train(settings, tmp_path)
     falls, stays = outcome(tmp_path), alone
     assert validated == [1, 2, 3] and [r["validation"] for r in falls["history"]] == [70, 50, 30]
@@ -296,13 +299,14 @@ def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
 
 
 def test_a_trial_never_looks_at_the_test_split(settings, alone, tmp_path, monkeypatch):
-    asked, predict = set(), T.predict
+    asked, predict = set(), loop.predict
 
     def watched(run, rows, *args, **kwargs):
         asked.update(run.data.samples[i].split for i in rows)
         return predict(run, rows, *args, **kwargs)
 
-    monkeypatch.setattr(T, "predict", watched)
+    for module in (loop, scores):
+        monkeypatch.setattr(module, "predict", watched)
     record = T.train(settings, tmp_path / "trial", trial=True)
     assert asked == {"validation"}
     assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == [
@@ -331,17 +335,17 @@ def test_trained_on_all_but_test(settings, alone, tmp_path):
 def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
     "Its shapes and its recipe; layers are few and narrow, words its own, so that no weights are needed."
     asked = ["where is it", "what is it", "is it well", "is it large", "left side lung yes no"]
-    words = T.build_tokenizer(asked)
-    monkeypatch.setattr(T.AutoTokenizer, "from_pretrained", lambda folder: words)
-    monkeypatch.setattr(T, "with_pretrained_encoders", lambda config, **weights: T.CMIMTL(config))
+    words = build_tokenizer(asked)
+    monkeypatch.setattr(build.AutoTokenizer, "from_pretrained", lambda folder: words)
+    monkeypatch.setattr(build, "with_pretrained_encoders", lambda config, **weights: CMIMTL(config))
     narrow = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     image = dict(model_type="clip_vision_model", patch_size=16, image_size=64, **narrow)
     text = dict(model_type="roberta", vocab_size=len(words), pad_token_id=words.pad_token_id)
     text |= narrow
-    offline = T.paper_config(offline=True)
+    offline = paper_config(offline=True)
     t5 = offline.generator | dict(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=1)
     config = lambda answers, **options: paper_config(answers, offline=True, **options)
-    monkeypatch.setattr(T, "paper_config", config)
+    monkeypatch.setattr(build, "paper_config", config)
     sizes = dict(
         image_encoder=image,
         text_encoder=text,
@@ -353,7 +357,7 @@ def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
         projection_size=16,
     )
     made_run.settings(top)  # writes the table
-    s = T.make_settings(
+    s = make_settings(
         "table",
         "paper",
         data_root=str(top / "table.csv"),
@@ -362,16 +366,16 @@ def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
         epochs=1,
         model_options=sizes,
     )
-    started = T.build_model(s, T.prepare_samples(s, None))
+    started = build.build_model(s, batches.prepare_samples(s, None))
     begun = {n: x.clone() for n, x in started.state_dict().items()}
     with pytest.MonkeyPatch.context() as m:
-        rates, step = [], T.train_step
+        rates, step = [], loop.train_step
 
         def told(run, rows):
             rates.extend({g["lr"] for g in run.optimiser.param_groups})
             return step(run, rows)
 
-        m.setattr(T, "train_step", told)
+        m.setattr(loop, "train_step", told)
         record = T.train(s, tmp_path)
     c, after = started.config, load_file(tmp_path / "model/model.safetensors")
     assert (c.num_queries, c.fusion_layers) == (32, 2)
@@ -419,16 +423,17 @@ def test_tensorboard(settings, alone, tmp_path):
 PROGRAM = """
     import sys
     import cmi_mtl.train as T
-    batches, init = T.epoch_batches, T.QuestionSet.__init__
+    from cmi_mtl import batches, loop
+    in_order, init = loop.epoch_batches, batches.QuestionSet.__init__
     def closed_first(run, epoch):                       # so that the first process gets no open question
-        out = [rows[run.data.type_labels[rows].argsort(stable=True)] for rows in batches(run, epoch)]
+        out = [rows[run.data.type_labels[rows].argsort(stable=True)] for rows in in_order(run, epoch)]
         none_open = [not run.data.type_labels[rows.tensor_split(2)[0]].any() for rows in out]
         run.accelerator.print("first half without an open question:", any(none_open), flush=True)
         return out
     def unknown_answers(self, *args):
         init(self, *args)
         self.labels[1::7] = -1
-    T.epoch_batches, T.QuestionSet.__init__ = closed_first, unknown_answers
+    loop.epoch_batches, batches.QuestionSet.__init__ = closed_first, unknown_answers
     sys.exit(T.main())
 """
 
@@ -593,9 +598,9 @@ def test_damaged_tokens_are_computed_anew(tmp_path, monkeypatch, name, damage):
 
 def test_frozen_run_with_and_without_kept_tokens(top, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path / "cache"))
-    calls, encode_image = [], T.CMIMTL.encode_image
+    calls, encode_image = [], CMIMTL.encode_image
     monkeypatch.setattr(
-        T.CMIMTL, "encode_image", lambda self, x: calls.append(len(x)) or encode_image(self, x)
+        CMIMTL, "encode_image", lambda self, x: calls.append(len(x)) or encode_image(self, x)
     )
     options = dict(
         freeze_encoders=True,
