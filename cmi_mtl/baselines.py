@@ -59,7 +59,7 @@ class Questions:
 
         return Questions(*(both(a, b) for a, b in zip(vars(self).values(), vars(other).values())))
 
-
+# %% ../nbs/28_baselines.ipynb #924325b0
 def organ_and_modality(s: VQASample):
     return s.organ, s.modality
 
@@ -215,7 +215,7 @@ def baseline_rows(
     digests = {path: known or sha256_file(path) for path, known in files.items()}
     return [_row(s, answer, digests[s.image]) for s, answer in zip(asked, said)]
 
-
+# %% ../nbs/28_baselines.ipynb #e2d68c1c
 def _row(s: VQASample, answer: str, digest: str) -> dict:
     named = (
         "qid",

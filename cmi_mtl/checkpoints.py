@@ -102,6 +102,24 @@ def _no_room(folder: Path, error: Exception) -> Problem:
     )
 
 
+def _write(folder: Path, place: str, state: dict) -> Path:
+    "A new checkpoint, on the disk before it gets its name."
+    part = folder / "checkpoint.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        new = folder / f"{place}-{sha256_file(part)[:16]}.pt"
+        os.replace(part, new)
+    except (OSError, RuntimeError) as e:  # torch has a RuntimeError for a full disk
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise InputError(_no_room(folder, e)) from e
+    return new
+
+# %% ../nbs/34_checkpoints.ipynb #39e3465f
 def _read(path: Path) -> dict:
     "The state in a file. Raises, in one way or another, where the file is damaged."
     if not path.stem.endswith(sha256_file(path)[:16]):
@@ -136,19 +154,7 @@ class Checkpoints:
 
     def save(self, place: str, state: dict):
         "Write a checkpoint. Raises `InputError` when the disk refuses; those there were stay."
-        part = self.folder / "checkpoint.part"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as f:
-                torch.save({"identity": self.identity, **state}, f)
-                f.flush()
-                os.fsync(f.fileno())
-            new = self.folder / f"{place}-{sha256_file(part)[:16]}.pt"
-            os.replace(part, new)
-        except (OSError, RuntimeError) as e:  # torch has a RuntimeError for a full disk
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise InputError(_no_room(self.folder, e)) from e
+        new = _write(self.folder, place, {"identity": self.identity, **state})
         for old in [f for f in self.files() if f != new][:-1]:
             old.unlink()
 

@@ -76,7 +76,7 @@ def write_text(path: str | Path, text: str):
     with atomic_path(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
-
+# %% ../nbs/01_core.ipynb #5b6ef59a
 def write_json(path: str | Path, obj):
     "Write `obj` to `path` atomically, as indented JSON. NaN and infinity are refused: JSON has no word for them."
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -202,7 +202,7 @@ def package_versions(roots: tuple = ROOTS) -> dict[str, str]:
     found.pop("cmi-mtl", None)  # of it the commit says more
     return dict(sorted(found.items()))
 
-
+# %% ../nbs/01_core.ipynb #12c31f41
 def _git(*args: str) -> str | None:
     try:
         return subprocess.run(

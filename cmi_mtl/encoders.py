@@ -77,7 +77,7 @@ def load_encoder(name: str) -> PreTrainedModel:
             )
         ) from e
 
-
+# %% ../nbs/20_encoders.ipynb #5266c0e1
 def image_tokens(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     "Run an image encoder: pixels (B, 3, H, W) -> tokens (B, N, d), row by row, class token first where the model has one."
     resize = (
@@ -235,7 +235,22 @@ def _open_tokens(folder: Path) -> np.ndarray | None:
         return None
     return np.load(folder / "tokens.npy", mmap_mode="r")
 
+# %% ../nbs/20_encoders.ipynb #27f3ecf6
+def _write_tokens(folder: Path, settings, n: int, batch, shape, batch_size: int, title: str):
+    "Compute all tokens into a folder beside it, which gets its name when it is whole."
+    part = {"dir": folder.parent, "prefix": ".part-", "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**part) as tmp:
+        file = Path(tmp) / "tokens.npy"
+        out = np.lib.format.open_memmap(file, "w+", np.float16, (n, *shape))
+        for i in tqdm(range(0, n, batch_size), desc=title, delay=2):
+            out[i : i + batch_size] = batch(slice(i, i + batch_size)).float().cpu().numpy()
+        out.flush()
+        del out
+        meta = {"sha256": sha256_file(file), "settings": settings, "shape": list(shape)}
+        write_json(Path(tmp) / "meta.json", meta)
+        Path(tmp).rename(folder)
 
+# %% ../nbs/20_encoders.ipynb #1c6963e9
 def encode_once(
     model: PreTrainedModel,
     settings: dict,
@@ -247,41 +262,17 @@ def encode_once(
 ) -> np.ndarray:
     """Tokens of all inputs, from the cache or computed: a read-only memory map (n, N, d), float16.
 
-    `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per input; `batch(slice)` computes
-    the tokens (b, N, d) of those inputs; `shape` = (N, d). The cache lies under `cache_home()/tokens`."""
-    key = sha256_json(
-        {
-            "version": VERSION,
-            "encoder": fingerprint(model),
-            "settings": settings,
-            "inputs": digests,
-            "shape": shape,
-        }
-    )
+    `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per input;
+    `batch(slice)` computes the tokens (b, N, d) of those inputs; `shape` = (N, d). The cache lies
+    under `cache_home()/tokens`."""
+    whose = {"encoder": fingerprint(model), "settings": settings, "inputs": digests}
+    key = sha256_json({"version": VERSION, **whose, "shape": shape})
     folder = cache_home() / "tokens" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         tokens = _open_tokens(folder)
-        if tokens is not None:
-            return tokens
-        shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True
-        ) as tmp:
-            out = np.lib.format.open_memmap(
-                Path(tmp) / "tokens.npy", "w+", np.float16, (len(digests), *shape)
-            )
-            for i in tqdm(range(0, len(digests), batch_size), desc=title, delay=2):
-                out[i : i + batch_size] = batch(slice(i, i + batch_size)).float().cpu().numpy()
-            out.flush()
-            del out
-            write_json(
-                Path(tmp) / "meta.json",
-                {
-                    "sha256": sha256_file(Path(tmp) / "tokens.npy"),
-                    "settings": settings,
-                    "shape": list(shape),
-                },
-            )
-            Path(tmp).rename(folder)
-        return _open_tokens(folder)
+        if tokens is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _write_tokens(folder, settings, len(digests), batch, shape, batch_size, title)
+            tokens = _open_tokens(folder)
+        return tokens

@@ -45,7 +45,7 @@ def _parameters_of(notebook: Path) -> set[str]:
         )
     return set(papermill.inspect_notebook(str(notebook)))
 
-
+# %% ../nbs/44_run.ipynb #17f48386
 def this_python() -> type:
     "A kernel manager class whose kernel is the Python that runs this, whatever kernels are installed on the machine."
     from ipykernel.kernelspec import get_kernel_dict
@@ -59,7 +59,7 @@ def this_python() -> type:
 
     return ThisPython
 
-
+# %% ../nbs/44_run.ipynb #986ab5c3
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> Path:
     """Execute `notebook` with `parameters` (and `folder`, where it takes one: the folder of `output`) and save it as `output`.
 
@@ -132,7 +132,7 @@ def run_folder(notebook: str | Path, parameters: dict) -> Path:
         )
     return Path("runs", Path(notebook).stem, *parts)
 
-
+# %% ../nbs/44_run.ipynb #2b51bedd
 def _failure(e: BaseException) -> str:
     "Which cell failed and why; '' for what papermill does not raise."
     if type(e).__name__ == "PapermillExecutionError":
@@ -142,7 +142,7 @@ def _failure(e: BaseException) -> str:
         return "its kernel died, often for want of memory. The last cell with an output is where"
     return "interrupted" if isinstance(e, KeyboardInterrupt) else ""
 
-
+# %% ../nbs/44_run.ipynb #d977e8df
 def main(argv: list[str] | None = None) -> int:
     "The command line. Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on stderr."
     parser = argparse.ArgumentParser(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'NOTHING_ELSE', 'MEVF', 'VARIANTS', 'CHANGED', 'SENSITIVITY', 'RULES',
-           'Settings', 'recipe', 'variant_options', 'make_settings']
+           'Learning', 'Settings', 'recipe', 'variant_options', 'make_settings']
 
 # %% ../nbs/30_settings.ipynb #5bd637f8
 import dataclasses
@@ -16,16 +16,38 @@ from .core import InputError, Problem
 from .departures import AUDIT, base_of, changes_of
 from .samples import CARVES
 
+# %% ../nbs/30_settings.ipynb #2f135955
+@dataclass(frozen=True)
+class Learning:
+    """How long and how fast a run learns.
+
+    `batch_size`: rows of one process in one step, worked through in `accumulate` micro-batches, up
+    to `questions_per_image` of a picture side by side. `warmup`: share of the steps in which rates
+    rise; `anneal`: how they fall, "cos" or "linear"; `clip`: the largest norm of the gradient."""
+
+    epochs: int = 20
+    batch_size: int = 32
+    questions_per_image: int = 1
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    multimodal_factor: float = 1.0
+    fvta_factor: float = 1.0
+    cifr_factor: float = 1.0
+    classifier_factor: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    anneal: str = "cos"
+    clip: float = 5.0
+
 # %% ../nbs/30_settings.ipynb #877fe1fd
 @dataclass(frozen=True)
-class Settings:
+class Settings(Learning):
     """All that determines a run.
 
     `variant`: a row of `VARIANTS` or `AUDIT`, over which `model_options` is put. `train_on`:
-    "train", or "train+validation" for all questions that are not of the test split. `batch_size`:
-    rows of one process in one step, worked through in `accumulate` micro-batches. `warmup`: share of
-    the steps in which rates rise; `anneal`: how they fall, "cos" or "linear". `save_every`: steps
-    between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
+    "train", or "train+validation" for all questions that are not of the test split. `save_every`:
+    steps between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
 
     dataset: str = "phantom"
     preset: str = "tiny"
@@ -41,20 +63,6 @@ class Settings:
     train_last: int = 0
     encode_once: bool = True
     augment: float = 0.0
-    epochs: int = 20
-    batch_size: int = 32
-    questions_per_image: int = 1
-    accumulate: int = 1
-    learning_rate: float = 5e-4
-    multimodal_factor: float = 1.0
-    fvta_factor: float = 1.0
-    cifr_factor: float = 1.0
-    classifier_factor: float = 1.0
-    layer_decay: float = 1.0
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    anneal: str = "cos"
-    clip: float = 5.0
     mixed_precision: str = "no"
     num_beams: int = 1
     device: str | None = None
@@ -237,7 +245,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
         )
     return s
 
-
+# %% ../nbs/30_settings.ipynb #1a62ef75
 def _against_rules(s: Settings) -> list[tuple[str, str]]:
     "Settings whose values their rules do not allow, each with its rule."
     return [

@@ -135,7 +135,7 @@ def only_one(work: Path):
             ) from e
         yield f
 
-
+# %% ../nbs/46_study.ipynb #95af5779
 def snakemake_command(plan: dict, target: str, jobs: int | None, more: list[str]) -> list[str]:
     "The command line that makes `target`, runs or tables; `more` goes to Snakemake as it is."
     snakefile = EXPERIMENT_NOTEBOOKS / "Snakefile"

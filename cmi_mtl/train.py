@@ -142,7 +142,7 @@ def make_record(run: Run, trial: bool, temperature: float, validation_scores) ->
         **audit_record(s.variant, p.history),
     }
 
-
+# %% ../nbs/37_train.ipynb #f9f9bb12
 def finish(run: Run, validation: list[int], test: list[int]) -> dict:
     """Fit the temperature, score the test split, save model, predictions and record.
 

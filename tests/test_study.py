@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from cmi_mtl.core import InputError, write_json
-from cmi_mtl.study import SMOKE, check, main
+from cmi_mtl.plan import SMOKE
+from cmi_mtl.study import check, main
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = SMOKE[0].settings
