@@ -7,9 +7,10 @@ from torch import nn
 from transformers import AutoConfig
 
 import cmi_mtl.model as M
-from cmi_mtl.cifr import CIFR, FUSIONS, masked_mean
+from cmi_mtl.cifr import CIFR, FUSIONS
 from cmi_mtl.core import InputError, seed_everything
 from cmi_mtl.encoders import build_tokenizer
+from cmi_mtl.lengths import masked_mean
 from cmi_mtl.train import VARIANTS
 
 ANSWERS = ["yes", "no", "heart", "liver"]
