@@ -19,11 +19,12 @@ from PIL import ImageFilter
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
-from .cifr import CrossMambaBlock, SelectiveBranch, resample_matrix, reverse
+from .cifr import CrossMambaBlock, SelectiveBranch, resample_matrix
 from .core import InputError, Problem, seed_everything
 from .encoders import token_grid
 from .ffae import answer_labels
 from .images import open_image, read_label_map
+from .lengths import reverse
 from .metrics import cluster_bootstrap
 from .model import CMIMTL
 from .samples import VQASample, normalise_answer

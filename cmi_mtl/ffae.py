@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from .cifr import masked_mean
 from .core import InputError, Problem, seed_everything
 from .encoders import additive_mask
+from .lengths import masked_mean
 
 # %% ../nbs/24_ffae.ipynb #ad7507a5
 class GlobalPath(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from cmi_mtl import scan
+from cmi_mtl import scan, scan_cuda
 from cmi_mtl.cifr import CrossMambaBlock, SelectiveBranch
 from cmi_mtl.core import InputError
 from cmi_mtl.model import CMIMTL, paper_config
@@ -139,7 +139,9 @@ def gradients_of(formula, inputs, dy):
 class ScanKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, delta_softplus, *inputs):
-        side_by_side = lambda x: x if x is None or x.stride(-1) == 1 else x.contiguous()
+        def side_by_side(x):
+            return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
         u, delta, A, B, C, D, z, delta_bias = inputs
         u, delta, B, C, z = map(side_by_side, (u, delta, B, C, z))
         D = None if D is None else D.contiguous()
@@ -249,9 +251,9 @@ def machine(monkeypatch):
     take_out(monkeypatch, "mamba_ssm", "selective_scan_cuda", "causal_conv1d")
     monkeypatch.setattr(scan, "_place", lambda x: "cuda")
     monkeypatch.setattr(scan, "_told", set())
-    scan._cuda_kernel.cache_clear()
+    scan_cuda.cuda_kernel.cache_clear()
     yield
-    scan._cuda_kernel.cache_clear()
+    scan_cuda.cuda_kernel.cache_clear()
 
 
 @pytest.fixture
@@ -384,7 +386,10 @@ def test_scan(gpu, dtype, lengths, bare):
         got = value_and_gradients(lambda **x: scan.selective_scan(**x, **options), x)
     assert len(gpu.scans) == 1 and got["y"].dtype == dtype
     assert all(got[k].dtype == x[k].dtype for k in got if k != "y")
-    plain = lambda **x: scan.selective_scan(**x, **options, path="reference")
+
+    def plain(**x):
+        return scan.selective_scan(**x, **options, path="reference")
+
     assert_near(got, value_and_gradients(plain, exact(x)), LIMITS[dtype])
     if lengths is not None:
         padded = [got[k][1, :, 1:] for k in got.keys() & {"y", "u", "delta", "B", "C", "z"}]
@@ -393,7 +398,10 @@ def test_scan(gpu, dtype, lengths, bare):
 
 def test_scan_does_not_see_what_padding_holds(gpu):
     x, pad = scan_inputs(), torch.arange(21) >= LENGTHS[:, None, None]
-    function = lambda **x: scan.selective_scan(**x, delta_softplus=True, lengths=LENGTHS)
+
+    def function(**x):
+        return scan.selective_scan(**x, delta_softplus=True, lengths=LENGTHS)
+
     clean = value_and_gradients(function, x)
     dirty = {k: v.masked_fill(pad, float("nan")) if v.dim() == 3 else v for k, v in x.items()}
     assert_near(value_and_gradients(function, dirty), clean, 1e-6)
@@ -442,11 +450,17 @@ def test_convolution(gpu, dtype, layout, d, L):
     for width in (2, 4):
         bias = None if width == 2 else random(d, seed=2)
         x = {"x": view.to(dtype), "weight": random(d, width, seed=1), "bias": bias}
-        function = lambda x, weight, bias: scan.causal_conv1d(x, weight, bias, "silu")
+
+        def function(x, weight, bias):
+            return scan.causal_conv1d(x, weight, bias, "silu")
+
         with EverythingOnDevice():
             got = value_and_gradients(function, x)
         assert gpu.convs and gpu.convs[-1]["weight"].shape == (d, width) and got["y"].dtype == dtype
-        plain = lambda x, weight, bias: scan._plain_conv(x, weight, bias, "silu")
+
+        def plain(x, weight, bias):
+            return scan._plain_conv(x, weight, bias, "silu")
+
         assert_near(got, value_and_gradients(plain, exact(x)), LIMITS[dtype])
     assert len(gpu.convs) == 2
 

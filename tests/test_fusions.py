@@ -1,16 +1,22 @@
 """Fusions inside the whole model: every variant trains at the shapes of both small presets, options
 stay with the fusion they are meant for, and a registered fusion is saved and loaded."""
 
+from pathlib import Path
+
+import nbformat
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig
 
 import cmi_mtl.model as M
-from cmi_mtl.cifr import CIFR, FUSIONS, masked_mean
+import cmi_mtl.train as T
+from cmi_mtl.cifr import CIFR, FUSIONS
 from cmi_mtl.core import InputError, seed_everything
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.settings import VARIANTS
+from cmi_mtl.lengths import masked_mean
+from cmi_mtl.records import publish
+from cmi_mtl.settings import RULES, VARIANTS, make_settings
 
 ANSWERS = ["yes", "no", "heart", "liver"]
 WORDS = build_tokenizer(["is there a nodule in the left lung?", "which organ is enlarged?"])
@@ -135,3 +141,42 @@ def test_mixed_precision_agrees(fusion):
     for a, b in zip(whole, half):
         assert b.isfinite().all()
         assert (a[:, :4] - b[:, :4]).norm() < 0.05 * a[:, :4].norm()
+
+
+# ---------------------------------------------------------------- from one cell to a row of the table
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/experiments/fusion.ipynb"
+
+
+def table_of(records, folder):
+    "The table that experiments/fusion makes of published records, as CSV rows by variant."
+    parameters = dict(dataset="phantom", records=str(records), folder=str(folder))
+    names = {"get_ipython": lambda: None}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", ()):
+            names.update(parameters)
+    return names["numbers_of"](names["runs"]).set_index("variant"), names["said"]
+
+
+def add_variant(monkeypatch, name, changes):
+    "A row of VARIANTS, as if it stood in 33_train: RULES reads the table when it is imported."
+    monkeypatch.setitem(VARIANTS, name, changes)
+    rule = next(rule for rule, (_, names) in RULES.items() if names == "variant")
+    monkeypatch.setitem(RULES, rule, (VARIANTS.__contains__, "variant"))
+
+
+def test_a_new_fusion_gets_its_row_in_the_table(tmp_path, monkeypatch):
+    "One cell, one row of FUSIONS, one of VARIANTS; then a run on the tiny preset is published."
+    monkeypatch.setitem(FUSIONS, "film", Film)
+    add_variant(monkeypatch, "fusion_shift", dict(fusion="film"))
+    data = dict(data_options={"n_images": 20, "size": 48}, epochs=1, device="cpu")
+    settings = make_settings("phantom", "tiny", variant="fusion_shift", **data)
+    T.train(settings, tmp_path / "run")
+    publish(tmp_path / "run", tmp_path / "records")
+    table, said = table_of(tmp_path / "records", tmp_path / "made")
+    new, row = table.loc["fusion_shift"], said.set_index("fusion").loc["shift"]
+    assert new.seeds == 1 and 0 <= new.overall <= 100 and new.seconds_an_epoch > 0
+    assert row.seeds == "one seed" and f"{new.trained / 1e6:.2f}" == row["M trained"]
+    assert table.seeds.drop("fusion_shift").eq(0).all()  # the others: "not run"

@@ -234,6 +234,15 @@ def test_each_chapter_imports_from_lower_numbers_only():
             assert not late, f"{path} imports {late}"
 
 
+def test_appendix_rooms_lie_below_the_room_of_their_number():
+    rooms = ["nbs/20_x.ipynb", "nbs/appendix/21a_x.ipynb", "nbs/appendix/21b_x.ipynb"]
+    rooms += ["nbs/21_x.ipynb", "nbs/appendix/22a_x.ipynb", "nbs/22_x.ipynb"]
+    assert sorted(rooms[::-1], key=lambda p: place(Path(p))) == rooms
+    for wrong in ("nbs/21a_x.ipynb", "nbs/appendix/21_x.ipynb"):
+        with pytest.raises(AssertionError, match="have a letter"):
+            place(Path(wrong))
+
+
 def test_imported_finds_every_kind():
     source = "import cmi_mtl.a as x\nfrom cmi_mtl.b import y\nfrom cmi_mtl import c\nif 1:\n  import numpy, cmi_mtl.d\nfrom os import e"
     assert sorted(imported(source)) == ["a", "b", "c", "d"]
