@@ -52,7 +52,9 @@ def tree():
 
 
 NOTEBOOKS = [p for p in tree() if p.suffix == ".ipynb"]
-CHAPTERS = [p for p in NOTEBOOKS if p.parent == Path("nbs") and p.name[0].isdigit()]
+CHAPTERS = [
+    p for p in NOTEBOOKS if p.parent in (Path("nbs"), Path("nbs/appendix")) and p.name[0].isdigit()
+]
 each_notebook = pytest.mark.parametrize(
     "path", [p for p in NOTEBOOKS if p.parts[0] == "nbs"], ids=str
 )
@@ -209,12 +211,19 @@ def imported(source):
         yield from (n.split(".")[1] for n in names if n.startswith("cmi_mtl."))
 
 
+def place(path):
+    "Where a room stands: 21a lies above 20 and below 21b, which lies below 21."
+    number, letter = re.fullmatch(r"(\d+)([a-z]?)_\w+\.ipynb", path.name).groups()
+    assert bool(letter) == (path.parent.name == "appendix"), f"{path}: appendix rooms have a letter"
+    return int(number), letter or "~"  # "~" comes after every letter
+
+
 def test_each_chapter_imports_from_lower_numbers_only():
     module = {
         p: re.search(r"#\| default_exp (\w+)", "\n".join(c.source for c in code_of(p)))[1]
         for p in CHAPTERS
     }
-    number = {m: int(p.name.split("_")[0]) for p, m in module.items()}
+    number = {m: place(p) for p, m in module.items()}
     assert len(number) == len(CHAPTERS) >= 13
     for path in CHAPTERS:
         for c in code_of(path):
@@ -225,6 +234,15 @@ def test_each_chapter_imports_from_lower_numbers_only():
                 if m != module[path] and number[m] >= number[module[path]]
             }
             assert not late, f"{path} imports {late}"
+
+
+def test_appendix_rooms_lie_below_the_room_of_their_number():
+    rooms = ["nbs/20_x.ipynb", "nbs/appendix/21a_x.ipynb", "nbs/appendix/21b_x.ipynb"]
+    rooms += ["nbs/21_x.ipynb", "nbs/appendix/22a_x.ipynb", "nbs/22_x.ipynb"]
+    assert sorted(rooms[::-1], key=lambda p: place(Path(p))) == rooms
+    for wrong in ("nbs/21a_x.ipynb", "nbs/appendix/21_x.ipynb"):
+        with pytest.raises(AssertionError, match="have a letter"):
+            place(Path(wrong))
 
 
 def test_imported_finds_every_kind():
@@ -434,7 +452,8 @@ def benchmark_folders():
 
 def phantom_questions():
     "Every question that the phantom data can ask: kinds of phrasing by the subjects that occur in a sample."
-    from cmi_mtl.phantom import KINDS, load_phantom
+    from cmi_mtl.phantom import load_phantom
+    from cmi_mtl.questions import KINDS
 
     subjects = {s.question for s in load_phantom(n_images=60, size=48)}
     return subjects | {p for _, _, phrasings in KINDS.values() for p in phrasings}
