@@ -450,7 +450,8 @@ def benchmark_folders():
 
 def phantom_questions():
     "Every question that the phantom data can ask: kinds of phrasing by the subjects that occur in a sample."
-    from cmi_mtl.phantom import KINDS, load_phantom
+    from cmi_mtl.phantom import load_phantom
+    from cmi_mtl.questions import KINDS
 
     subjects = {s.question for s in load_phantom(n_images=60, size=48)}
     return subjects | {p for _, _, phrasings in KINDS.values() for p in phrasings}
