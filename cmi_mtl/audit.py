@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .cifr import CIFR
 from .core import InputError, Problem, seed_everything
 from .ffae import AnswerClassifier, AnswerGenerator
-from .model import CMIMTL, CMIMTLConfig, CMIMTLProcessor
+from .config import CMIMTLConfig, CMIMTLProcessor
+from .model import CMIMTL
 from .samples import VQASample
 
 # %% ../nbs/29_audit.ipynb #83b9e5ca

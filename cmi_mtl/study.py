@@ -23,7 +23,8 @@ from .baselines import BASELINES
 from .core import RECORD_SCHEMA, InputError, Problem, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from .encoders import build_tokenizer
-from .model import CMIMTL, tiny_config
+from .config import tiny_config
+from .model import CMIMTL
 from cmi_mtl.train import (
     SENSITIVITY,
     VARIANTS,

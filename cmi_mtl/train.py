@@ -59,17 +59,17 @@ from cmi_mtl.samples import (
 from .encoders import build_tokenizer, encode_once
 from .ffae import answer_coverage, answer_labels, answer_length, build_answer_tokenizer
 from .metrics import fit_temperature, format_score, score
-from cmi_mtl.model import (
-    CMIMTL,
-    PRESET_WEIGHTS,
+from cmi_mtl.config import (
     CMIMTLConfig,
     CMIMTLProcessor,
     compact_config,
-    encoder_layers,
     paper_config,
+    PRESET_WEIGHTS,
     tiny_config,
-    with_pretrained_encoders,
 )
+from .encoders import encoder_layers
+from .model import CMIMTL
+from .pretrained import with_pretrained_encoders
 
 # %% ../nbs/33_train.ipynb #8a225193
 @dataclass(frozen=True)
@@ -1156,7 +1156,7 @@ from .cifr import FUSIONS, SelectiveBranch
 from .core import RECORD_SCHEMA, check_schema
 from .encoders import fingerprint
 from .metrics import SENTENCE_ENCODER, nearest_similarity, other_pictures, sentence_vectors
-from .model import unused_parts
+from .encoders import unused_parts
 
 # %% ../nbs/33_train.ipynb #91e863b4
 def encoder_record(encoder: nn.Module, name: str | None) -> dict:

@@ -7,7 +7,8 @@ import torch
 
 from cmi_mtl.core import seed_everything
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.model import CMIMTL, example_batch, tiny_config
+from cmi_mtl.config import example_batch, tiny_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.train import epoch_batches
 
 

@@ -20,7 +20,8 @@ from cmi_mtl import scan
 from cmi_mtl import train as T
 from cmi_mtl.cifr import CrossMambaBlock, SelectiveBranch
 from cmi_mtl.core import InputError
-from cmi_mtl.model import CMIMTL, paper_config
+from cmi_mtl.config import paper_config
+from cmi_mtl.model import CMIMTL
 
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # as the notebook asks of a real GPU

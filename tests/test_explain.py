@@ -25,7 +25,8 @@ from cmi_mtl.explain import (
     sanity,
     untrained,
 )
-from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
+from cmi_mtl.config import CMIMTLProcessor, tiny_config
+from cmi_mtl.model import CMIMTL
 from made_run import assert_alike
 
 VIT = dict(

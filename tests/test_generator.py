@@ -12,7 +12,8 @@ import made_data
 import made_run
 from cmi_mtl.core import InputError, find_weights, seed_everything
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
+from cmi_mtl.config import CMIMTLProcessor, tiny_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.samples import VQASample, normalise_answer
 
 TAUGHT = ["3.5 cm", "50%", "Sjögren syndrome", "肺部"]

@@ -21,7 +21,8 @@ from cmi_mtl import core, tables
 from cmi_mtl.core import InputError, read_jsonl, sha256_file, write_json
 from cmi_mtl.encoders import tiny_text_config
 from cmi_mtl.metrics import accuracy, other_pictures
-from cmi_mtl.model import CMIMTL, CMIMTLConfig
+from cmi_mtl.config import CMIMTLConfig
+from cmi_mtl.model import CMIMTL
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -52,7 +52,8 @@ def tree():
 
 
 NOTEBOOKS = [p for p in tree() if p.suffix == ".ipynb"]
-CHAPTERS = [p for p in NOTEBOOKS if p.parent == Path("nbs") and p.name[0].isdigit()]
+ROOMS = (Path("nbs"), Path("nbs/appendix"))
+CHAPTERS = [p for p in NOTEBOOKS if p.parent in ROOMS and p.name[0].isdigit()]
 each_notebook = pytest.mark.parametrize(
     "path", [p for p in NOTEBOOKS if p.parts[0] == "nbs"], ids=str
 )
@@ -209,12 +210,19 @@ def imported(source):
         yield from (n.split(".")[1] for n in names if n.startswith("cmi_mtl."))
 
 
+def room(path):
+    "The place of a chapter in the order: 13a, 13b, 13, ..."
+    number, letter = re.match(r"(\d+)([a-z]?)_", path.name).groups()
+    assert bool(letter) == (path.parent.name == "appendix"), path
+    return int(number), letter or "~"
+
+
 def test_each_chapter_imports_from_lower_numbers_only():
     module = {
         p: re.search(r"#\| default_exp (\w+)", "\n".join(c.source for c in code_of(p)))[1]
         for p in CHAPTERS
     }
-    number = {m: int(p.name.split("_")[0]) for p, m in module.items()}
+    number = {m: room(p) for p, m in module.items()}
     assert len(number) == len(CHAPTERS) >= 13
     for path in CHAPTERS:
         for c in code_of(path):

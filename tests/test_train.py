@@ -23,7 +23,7 @@ import cmi_mtl.train as T
 import made_run
 from cmi_mtl import encoders
 from cmi_mtl.core import InputError
-from cmi_mtl.model import paper_config
+from cmi_mtl.config import paper_config
 from made_run import assert_alike, outcome
 
 HERE = Path(__file__).resolve().parent
