@@ -14,10 +14,11 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from .cifr import CIFR
+from .config import CMIMTLConfig, CMIMTLProcessor
 from .core import InputError, Problem, seed_everything
 from .departures import AUDIT, DEPARTURES
 from .ffae import AnswerClassifier, AnswerGenerator
-from .model import CMIMTL, CMIMTLConfig, CMIMTLProcessor
+from .model import CMIMTL
 
 # %% ../nbs/29_audit.ipynb #83b9e5ca
 class RandomCIFR(nn.Module):

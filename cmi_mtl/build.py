@@ -14,6 +14,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .audit import depart
 from .cifr import FUSIONS, SelectiveBranch
+from cmi_mtl.config import (
+    PRESET_WEIGHTS,
+    CMIMTLConfig,
+    CMIMTLProcessor,
+    compact_config,
+    paper_config,
+    tiny_config,
+)
 from cmi_mtl.core import (
     InputError,
     Problem,
@@ -23,19 +31,10 @@ from cmi_mtl.core import (
     sha256_json,
 )
 from .departures import answers_seen
-from .encoders import build_tokenizer, fingerprint
+from .encoders import build_tokenizer, fingerprint, unused_parts
 from .ffae import answer_length, build_answer_tokenizer
-from cmi_mtl.model import (
-    CMIMTL,
-    PRESET_WEIGHTS,
-    CMIMTLConfig,
-    CMIMTLProcessor,
-    compact_config,
-    paper_config,
-    tiny_config,
-    unused_parts,
-    with_pretrained_encoders,
-)
+from .model import CMIMTL
+from .pretrained import with_pretrained_encoders
 from .samples import AnswerVocabulary, VQASample, normalise_answer
 from .settings import Settings, variant_options
 

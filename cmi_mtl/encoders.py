@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'SENTENCE_ENCODER', 'logger', 'VERSION', 'encoder_config', 'load_encoder', 'image_tokens', 'text_tokens',
-           'additive_mask', 'token_grid', 'tiny_image_config', 'tiny_text_config', 'sine_positions', 'build_tokenizer',
-           'sentence_vectors', 'fingerprint', 'encode_once']
+           'additive_mask', 'token_grid', 'token_width', 'pool_patches', 'unused_parts', 'encoder_layers',
+           'tiny_image_config', 'tiny_text_config', 'sine_positions', 'build_tokenizer', 'sentence_vectors',
+           'fingerprint', 'encode_once']
 
 # %% ../nbs/20_encoders.ipynb #2c5db6ef
 import hashlib
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -108,6 +109,39 @@ def token_grid(config: PretrainedConfig, size: int) -> tuple[int, int]:
     if hasattr(config, "hidden_sizes"):  # stages of convolutions; a ResNet's stem has stride 4
         return 0, size // (getattr(config, "patch_size", 4) * 2 ** (len(config.hidden_sizes) - 1))
     return 1, size // config.patch_size
+
+# %% ../nbs/20_encoders.ipynb #ae182273
+def token_width(config: PretrainedConfig) -> int:
+    "Width of the image tokens: that of the last stage, where there are stages."
+    return (getattr(config, "hidden_sizes", None) or [config.hidden_size])[-1]
+
+
+def pool_patches(tokens: Tensor, lead: int, side: int, pool: int) -> Tensor:
+    """Average patches over squares of `pool` × `pool`: tokens (B, lead + side², d) -> (B, lead + (side / pool)², d).
+
+    The `lead` tokens before the patches stay. Raises `InputError` where `pool` does not divide `side`."""
+    if pool == 1:
+        return tokens
+    if side % pool:
+        what = f"does not divide the {side} patches of a side"
+        raise InputError(
+            Problem(f"image_pool={pool}", what, "Choose image_size and image_pool to fit")
+        )
+    grid = tokens[:, lead:].transpose(1, 2).unflatten(2, (side, side))
+    pooled = nn.functional.avg_pool2d(grid, pool).flatten(2).transpose(1, 2)
+    return torch.cat([tokens[:, :lead], pooled], dim=1)
+
+
+def unused_parts(encoder: PreTrainedModel) -> list[nn.Module]:
+    "Parts of an encoder that only its pooled output needs, not its tokens."
+    names = ("pooler", "layernorm") if encoder.config.model_type == "convnext" else ("pooler",)
+    return [m for m in (getattr(encoder, n, None) for n in names) if m is not None]
+
+
+def encoder_layers(encoder: PreTrainedModel) -> list[nn.Module]:
+    "The layers of an encoder in their order: the entries of its longest ModuleList."
+    lists = (m for m in encoder.modules() if isinstance(m, nn.ModuleList))
+    return list(max(lists, key=len, default=()))
 
 # %% ../nbs/20_encoders.ipynb #4c9fa2d9
 def tiny_image_config() -> PretrainedConfig:

@@ -433,8 +433,8 @@ def patch_reader(lead: int = 0, pool: int = 1, **options) -> CMIMTL:
     "For tests: a small `CMIMTL` at 48 pixels that sees nothing but brightness, and attends to where it is highest."
     from transformers import PretrainedConfig
 
+    from cmi_mtl.config import CMIMTLProcessor, tiny_config
     from cmi_mtl.encoders import build_tokenizer
-    from cmi_mtl.model import CMIMTLProcessor, tiny_config
 
     seed_everything(1)
     answers = ["yes", "no", "left", "right", "nodule", "mass"]

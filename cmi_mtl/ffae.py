@@ -254,14 +254,10 @@ def answer_coverage(tokenizer, answers: list[str], max_length: int) -> dict:
 
 # %% ../nbs/24_ffae.ipynb #51c345c3
 def joint_loss(
-    cls: Tensor,
-    vtc: Tensor | None = None,
-    gen: Tensor | None = None,
-    kind: Tensor | None = None,
-    alpha: float = 0.2,
-    beta: float = 0.4,
-    gamma: float = 0.5,
+    parts: dict[str, Tensor], alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5
 ) -> Tensor:
-    "L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type), `kind` being L_type; a part that is switched off is None."
-    aux = (0 if gen is None else gen) + (0 if kind is None else gamma * kind)
-    return cls + (0 if vtc is None else alpha * vtc) + beta * aux
+    """L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type) (paper, objective).
+
+    `parts`: losses by name, "cls", "vtc", "gen", "type"; what is switched off is not there."""
+    aux = parts.get("gen", 0) + gamma * parts.get("type", 0)
+    return parts["cls"] + alpha * parts.get("vtc", 0) + beta * aux

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from .departures import rate_share
-from .model import CMIMTL, encoder_layers
+from .encoders import encoder_layers
+from .model import CMIMTL
 from .settings import Settings
 
 # %% ../nbs/33_rates.ipynb #a0e27a48

@@ -21,10 +21,11 @@ import psutil
 
 import cmi_mtl.phantom  # noqa: F401  registers its loader
 from .build import check_options
+from .config import tiny_config
 from .core import InputError, Problem, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from .encoders import build_tokenizer
-from .model import CMIMTL, tiny_config
+from .model import CMIMTL
 from cmi_mtl.plan import (
     EXPERIMENT_NOTEBOOKS,
     STUDIES,

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from .batches import QuestionSet, data_summary, prepare_samples
 from .build import build_model, model_record
 from .checkpoints import Checkpoints, Progress, Run, identity, restore_run
+from .config import PRESET_WEIGHTS
 from cmi_mtl.core import (
     RECORD_SCHEMA,
     InputError,
@@ -38,7 +39,6 @@ from cmi_mtl.core import (
 from .departures import audit_record
 from .loop import fit, start_run
 from .metrics import format_score
-from .model import PRESET_WEIGHTS
 from .samples import AnswerVocabulary, VQASample
 from .scores import calibrate, score_test
 from .settings import Settings, make_settings

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cmi_mtl.config import example_batch, tiny_config
 from cmi_mtl.core import seed_everything
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.loop import epoch_batches
-from cmi_mtl.model import CMIMTL, example_batch, tiny_config
+from cmi_mtl.model import CMIMTL
 
 
 @pytest.mark.parametrize("fvta", [True, False])

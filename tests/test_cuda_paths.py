@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from cmi_mtl import scan, scan_cuda
 from cmi_mtl.cifr import CrossMambaBlock, SelectiveBranch
+from cmi_mtl.config import paper_config
 from cmi_mtl.core import InputError
-from cmi_mtl.model import CMIMTL, paper_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.rates import parameter_groups
 from cmi_mtl.settings import make_settings
 

@@ -11,6 +11,7 @@ from made_run import assert_alike
 from PIL import Image
 from transformers import AutoConfig
 
+from cmi_mtl.config import CMIMTLProcessor, tiny_config
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
@@ -25,7 +26,7 @@ from cmi_mtl.explain import (
     sanity,
     untrained,
 )
-from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.samples import Region
 
 VIT = dict(

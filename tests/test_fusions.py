@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+import cmi_mtl.config as C
 import cmi_mtl.model as M
 import cmi_mtl.train as T
 from cmi_mtl.cifr import CIFR, FUSIONS
@@ -48,8 +49,8 @@ def compact_shapes(name):
 
 
 def configuration(preset, monkeypatch, **options):
-    monkeypatch.setattr(M, "encoder_config", compact_shapes)
-    make = {"tiny": M.tiny_config, "compact": M.compact_config}[preset]
+    monkeypatch.setattr(C, "encoder_config", compact_shapes)
+    make = {"tiny": C.tiny_config, "compact": C.compact_config}[preset]
     return make(ANSWERS, WORDS, **options)
 
 
@@ -62,7 +63,7 @@ def test_every_fusion_variant_trains(preset, variant, monkeypatch):
     assert (config.fvta, config.ffae, config.global_path) == (not lone,) * 3 and config.cifr
     seed_everything(0)
     net = M.CMIMTL(config).train().freeze_encoders()
-    batch = M.example_batch(config, size=4)
+    batch = C.example_batch(config, size=4)
     trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in trained.items()}
     optimiser = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0)
@@ -102,12 +103,12 @@ SMALL = {
 def test_a_model_keeps_its_fusion(fusion, tmp_path, monkeypatch):
     monkeypatch.setitem(FUSIONS, "film", Film)
     options = SMALL.get(fusion, {})
-    config = M.tiny_config(ANSWERS, WORDS, fusion=fusion, fusion_layers=1, fusion_options=options)
+    config = C.tiny_config(ANSWERS, WORDS, fusion=fusion, fusion_layers=1, fusion_options=options)
     nets = [M.CMIMTL(config).eval()]
     for folder in ("once", "twice"):
         nets[-1].save_pretrained(tmp_path / folder)
         nets.append(M.CMIMTL.from_pretrained(tmp_path / folder).eval())
-    batch = M.example_batch(config)
+    batch = C.example_batch(config)
     logits, *again = (net(**batch).logits for net in nets)
     for other in again:
         torch.testing.assert_close(other, logits)
@@ -116,7 +117,7 @@ def test_a_model_keeps_its_fusion(fusion, tmp_path, monkeypatch):
 
 def test_a_fusion_that_is_not_registered_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(FUSIONS, "film", Film)
-    M.CMIMTL(M.tiny_config(ANSWERS, WORDS, fusion="film")).save_pretrained(tmp_path)
+    M.CMIMTL(C.tiny_config(ANSWERS, WORDS, fusion="film")).save_pretrained(tmp_path)
     monkeypatch.delitem(FUSIONS, "film")
     with pytest.raises(InputError) as e:
         M.CMIMTL.from_pretrained(tmp_path)

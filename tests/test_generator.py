@@ -11,11 +11,12 @@ from PIL import Image
 
 import cmi_mtl.train as T
 from cmi_mtl import batches, build
+from cmi_mtl.config import PRESET_WEIGHTS, CMIMTLProcessor, tiny_config
 from cmi_mtl.core import InputError, find_weights, seed_everything
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.ffae import answer_labels
 from cmi_mtl.images import normalise_pixels
-from cmi_mtl.model import CMIMTL, PRESET_WEIGHTS, CMIMTLProcessor, tiny_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.samples import VQASample, normalise_answer
 from cmi_mtl.settings import make_settings
 

@@ -21,9 +21,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from cmi_mtl.config import CMIMTLProcessor
 from cmi_mtl.core import InputError
 from cmi_mtl.images import image_fault, image_to_pixels, open_image, read_image, square
-from cmi_mtl.model import CMIMTLProcessor
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (16, 1))
 MIDDLE = np.tile(np.linspace(1500, 2500, 64).astype(np.uint16), (16, 1))

@@ -19,10 +19,11 @@ from transformers import AutoModel
 
 import cmi_mtl.train as T
 from cmi_mtl import batches, build, core, loop, scores, tables
+from cmi_mtl.config import PRESET_WEIGHTS, CMIMTLConfig
 from cmi_mtl.core import InputError, read_jsonl, sha256_file, write_json
 from cmi_mtl.encoders import tiny_text_config
 from cmi_mtl.metrics import accuracy
-from cmi_mtl.model import CMIMTL, PRESET_WEIGHTS, CMIMTLConfig
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.records import digest, publish, read_records, text_scores
 from cmi_mtl.scores import other_pictures
 

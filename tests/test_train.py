@@ -23,10 +23,11 @@ from transformers import AutoConfig
 
 import cmi_mtl.train as T
 from cmi_mtl import batches, build, checkpoints, encoders, loop, scores
+from cmi_mtl.config import paper_config
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.model import CMIMTL, paper_config
+from cmi_mtl.model import CMIMTL
 from cmi_mtl.settings import make_settings
 
 HERE = Path(__file__).resolve().parent
