@@ -15,11 +15,9 @@ from cmi_mtl.config import CMIMTLProcessor, tiny_config
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.explain import (
-    METHODS,
+from cmi_mtl.explain import METHODS, explain, explain_question
+from cmi_mtl.grounding import (
     deletion_insertion,
-    explain,
-    explain_question,
     faithfulness,
     ground,
     region_mask,
