@@ -8,7 +8,20 @@ __all__ = ['LOADERS', 'RAD_FIELDS', 'SLAKE_WITHOUT_ANSWER', 'SLAKE_FINDINGS', 'S
            'load_table', 'download', 'load_dataset']
 
 # %% ../nbs/12_datasets.ipynb #4a97d0a5
-import collections, csv, hashlib, inspect, io, json, math, os, re, shutil, stat, tempfile, zipfile, zlib
+import collections
+import csv
+import hashlib
+import inspect
+import io
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Callable

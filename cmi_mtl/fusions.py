@@ -46,8 +46,10 @@ class ConcatBlock(nn.Module):
 
     def __init__(self, d: int, dropout: float = 0.0):
         super().__init__()
-        self.norm_v, self.norm_q = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.proj_v, self.proj_q = nn.Linear(2 * d, d), nn.Linear(2 * d, d)
+        self.norm_v = nn.LayerNorm(d)
+        self.norm_q = nn.LayerNorm(d)
+        self.proj_v = nn.Linear(2 * d, d)
+        self.proj_q = nn.Linear(2 * d, d)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,18 +87,19 @@ class SANBlock(nn.Module):
     and n_attention). `forward(v (B, N, d), q (B, L, d), lengths (B,))` -> the last u as (B, 1, d),
     and q as it was."""
 
-    def __init__(
-        self, d: int, dropout: float = 0.0, hops: int = 2, hidden: int = 1024, attention: int = 512
-    ):
+    def __init__(self, d: int, dropout=0.0, hops=2, hidden=1024, attention=512):
         super().__init__()
 
         def per_hop(*size, bias=False):
             return nn.ModuleList(nn.Linear(*size, bias=bias) for _ in range(hops))
 
-        self.image, self.question = nn.Linear(d, hidden), nn.Linear(d, hidden)
-        self.look, self.ask = per_hop(hidden, attention), per_hop(hidden, attention, bias=True)
+        self.image = nn.Linear(d, hidden)
+        self.question = nn.Linear(d, hidden)
+        self.look = per_hop(hidden, attention)
+        self.ask = per_hop(hidden, attention, bias=True)
         self.score = per_hop(attention, 1)
-        self.out, self.dropout = nn.Linear(hidden, d, bias=False), nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, d, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def attend(self, hop: int, image: Tensor, u: Tensor) -> Tensor:
         "Where a question u (B, hidden) looks in the image tokens (B, N, hidden): (B, N)."
@@ -105,7 +108,8 @@ class SANBlock(nn.Module):
 
     def hops(self, v: Tensor, q: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
         "Of each hop the weights p (B, N) and the vector u (B, hidden)."
-        image, u, out = self.image(v).tanh(), self.question(masked_mean(q, lengths)), []
+        image, out = self.image(v).tanh(), []
+        u = self.question(masked_mean(q, lengths))
         for hop in range(len(self.score)):
             p = self.attend(hop, image, u)
             u = u + (p[:, None] @ image)[:, 0]
@@ -113,7 +117,8 @@ class SANBlock(nn.Module):
         return out
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.out(self.hops(v, q, lengths)[-1][1])[:, None], q
+        _, u = self.hops(v, q, lengths)[-1]
+        return self.out(u)[:, None], q
 
 # %% ../nbs/appendix/23a_fusions.ipynb #062e9281
 def normed(size_in: int, size_out: int, dropout: float) -> nn.Sequential:
@@ -128,18 +133,16 @@ class BANBlock(nn.Module):
     The authors' counter, which reads boxes, is left out, as in MEVF. `forward(v (B, N, d),
     q (B, L, d), lengths (B,))` -> the mean of the last words as (B, 1, d), and these (B, L, d)."""
 
-    def __init__(
-        self, d: int, dropout: float = 0.0, glimpses: int = 8, hidden: int = 1280, rank: int = 3
-    ):
+    def __init__(self, d: int, dropout=0.0, glimpses=8, hidden=1280, rank=3):
         super().__init__()
 
         def per_glimpse(size):
             return nn.ModuleList(normed(size, hidden, dropout) for _ in range(glimpses))
 
-        wide = rank * hidden
         self.words, self.out = nn.Linear(d, hidden), nn.Linear(hidden, d, bias=False)
-        self.map_v, self.map_q = normed(d, wide, dropout), normed(hidden, wide, dropout)
-        self.maps = nn.Linear(wide, glimpses, bias=False)
+        self.map_v = normed(d, rank * hidden, dropout)
+        self.map_q = normed(hidden, rank * hidden, dropout)
+        self.maps = nn.Linear(rank * hidden, glimpses, bias=False)
         nn.init.normal_(self.maps.weight)
         weight_norm(self.maps, dim=None)
         self.join_v, self.join_q = per_glimpse(d), per_glimpse(hidden)
@@ -148,7 +151,8 @@ class BANBlock(nn.Module):
     def attend(self, v: Tensor, f: Tensor, lengths: Tensor) -> Tensor:
         "The maps (B, glimpses, N, L) of tokens (B, N, d) and words (B, L, hidden), each of sum 1."
         words = self.map_q(f).relu()[:, None] * self.maps.weight[:, None]
-        scores = torch.einsum("bnk,bglk->bgnl", self.dropout(self.map_v(v).relu()), words)
+        tokens = self.dropout(self.map_v(v).relu())
+        scores = torch.einsum("bnk,bglk->bgnl", tokens, words)
         padding = ~length_mask(lengths, f.shape[1])
         scores = scores.masked_fill(padding[:, None, None], -math.inf)
         return scores.flatten(2).softmax(-1).view_as(scores)
@@ -170,13 +174,16 @@ class FactorisedProduct(nn.Module):
 
     def __init__(self, size_x: int, size_y: int, width: int, factors: int, dropout: float):
         super().__init__()
-        self.x, self.y = nn.Linear(size_x, width * factors), nn.Linear(size_y, width * factors)
-        self.factors, self.dropout = factors, nn.Dropout(dropout)
+        self.x = nn.Linear(size_x, width * factors)
+        self.y = nn.Linear(size_y, width * factors)
+        self.factors = factors
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         product = self.dropout(self.x(x) * self.y(y)).float()
         z = product.unflatten(-1, (-1, self.factors)).sum(-1)
-        return F.normalize(z.sign() * (z.abs() + 1e-6).sqrt(), dim=-1)
+        root = (z.abs() + 1e-6).sqrt()  # a slope at 0, too
+        return F.normalize(z.sign() * root, dim=-1)
 
 # %% ../nbs/appendix/23a_fusions.ipynb #163858ea
 class MFBBlock(nn.Module):
@@ -200,7 +207,8 @@ class MFBBlock(nn.Module):
             to_scores = nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, glimpses, bias=False)
             return nn.Sequential(*to_scores)
 
-        self.score_words, self.score_tokens = score(d), score(width)
+        self.score_words = score(d)
+        self.score_tokens = score(width)
         self.look = FactorisedProduct(glimpses * d, d, width, factors, dropout)
         self.join = FactorisedProduct(glimpses * d, glimpses * d, width, factors, dropout)
         self.out = nn.Linear(width, d, bias=False)

@@ -8,7 +8,10 @@ __all__ = ['FULL_WIDTH', 'ONE_SIGN', 'NO_MEANING', 'NUMBER_BEFORE', 'NUMBERS', '
            'same_pictures', 'carve_units', 'carve_validation', 'leakage_report']
 
 # %% ../nbs/10_samples.ipynb #4bcc4f5a
-import collections, random, re, unicodedata
+import collections
+import random
+import re
+import unicodedata
 from dataclasses import dataclass, replace
 
 import numpy as np

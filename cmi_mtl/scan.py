@@ -26,7 +26,7 @@ from .scan_cuda import conv_kernel, cuda_conv, cuda_scan, mamba_kernel
 
 # %% ../nbs/21_scan.ipynb #330a73a5
 def _recurrence(u, delta, A, B, C):
-    "u, delta: (batch, d, L), A: (d, n), B, C: (batch, n, L) -> y (batch, d, L), position by position."
+    "u, delta (batch, d, L), A (d, n), B, C (batch, n, L) -> y (batch, d, L), one by one."
     h, y = u.new_zeros(*u.shape[:2], A.shape[1]), []
     for u_t, delta_t, B_t, C_t in zip(*(x.unbind(2) for x in (u, delta, B, C))):
         h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
@@ -176,7 +176,7 @@ def _check(u, A, **others):
     _check_sizes("selective_scan", u, sizes, A=A, **others)
 
 # %% ../nbs/21_scan.ipynb #d15786f2
-@torch.compiler.disable  # torch.compile cannot look into the library: it stops here, and goes on after
+@torch.compiler.disable  # it cannot look into the library: it stops here, and goes on after
 def selective_scan(
     u,
     delta,
@@ -192,12 +192,12 @@ def selective_scan(
 ):
     """Mamba's selective scan: h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, y_t = C_t h_t.
 
-    Source: arXiv 2312.00752, algorithm 2. u, delta, z: (batch, d, L). A: (d, n). B, C: (batch, n, L).
-    D, delta_bias: (d,). Returns y: (batch, d, L) of u's type. `delta_bias` is added to delta, then
-    softplus taken if `delta_softplus`; D u is added to y; y is multiplied by silu(z). lengths:
-    (batch,) integers; positions >= lengths[b] neither enter nor leave the state, give 0 and get zero
-    gradients. path: see `scan_path`. On every path but `cuda`, float16 and bfloat16 are computed in
-    float32. Raises `InputError`."""
+    Source: arXiv 2312.00752, algorithm 2. u, delta, z: (batch, d, L). A: (d, n). B, C:
+    (batch, n, L). D, delta_bias: (d,). Returns y: (batch, d, L) of u's type. `delta_bias` is added
+    to delta, then softplus taken if `delta_softplus`; D u is added to y; y is multiplied by
+    silu(z). lengths: (batch,) integers; positions >= lengths[b] neither enter nor leave the state,
+    give 0 and get zero gradients. path: see `scan_path`. On every path but `cuda`, float16 and
+    bfloat16 are computed in float32. Raises `InputError`."""
     _check(u, A, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias, lengths=lengths)
     path = _path_for(u, A, path)
     if lengths is not None and path != "compiled":  # the library reads lengths itself

@@ -266,7 +266,7 @@ def is_whole(file: Path) -> bool:
 
 
 def build(source: str, dtype: torch.dtype) -> Path:
-    """The shared library of `source` for `dtype` (float32 or float64), from the cache or compiled now.
+    """The shared library of `source` for `dtype` (float32 or float64), cached or compiled now.
 
     Raises `OSError` or `subprocess.SubprocessError` where that fails."""
     flags = [*FLAGS, "-DDOUBLE"] if dtype == torch.float64 else FLAGS

@@ -44,7 +44,7 @@ def _chunk_states(soft, bias, u, delta, A, B, h):
         step = F.softplus(step)
     decay = (step[:, :, None] * A).exp_()
     states = (step * u)[:, :, None] * B[..., None]
-    for k in range(len(states)):
+    for k in range(len(states)):  # the only loop over positions, each step in place
         h = states[k].addcmul_(decay[k], h)
     return step, decay, states
 
@@ -76,9 +76,9 @@ def _all_chunks(soft, u, delta, A, B, C, D, z, bias):
 
 # %% ../nbs/appendix/21b_scan_chunked.ipynb #549fc35e
 def _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g):
-    "du, dstep, dB, dC, dA of one chunk from `dy` and `g`, the gradient of its last state; next `g`."
+    "du, dstep, dB, dC, dA of one chunk, next `g`; from `dy` and `g`, the gradient of its last state."
     dC = (states @ dy[..., None]).squeeze(3)
-    grad = C[..., None] * dy[:, :, None]
+    grad = C[..., None] * dy[:, :, None]  # what comes from the outputs, then from later states
     grad[-1] += g
     for k in range(len(grad) - 2, -1, -1):
         grad[k].addcmul_(decay[k + 1], grad[k + 1])
@@ -94,7 +94,7 @@ def _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g):
 
 # %% ../nbs/appendix/21b_scan_chunked.ipynb #1103c0bc
 def _chunk_backward(soft, bias, A, D, start, g, u, delta, B, C, z, dy):
-    "Gradients of one chunk (du, ddelta, dB, dC, dz), its part of the sums (dA, dD, dbias), next `g`."
+    "Of one chunk (du, ddelta, dB, dC, dz), its part of the sums (dA, dD, dbias), next `g`."
     step, decay, states = _chunk_states(soft, bias, u, delta, A, B, start)
     dz = dD = None
     if z is not None:
@@ -163,7 +163,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def chunked_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """The selective scan of whole sequences; arguments and y as `cmi_mtl.scan.selective_scan` has them.
+    """The selective scan of whole sequences; arguments and y as in `cmi_mtl.scan.selective_scan`.
 
     All of one type, float32 or float64. D, z and delta_bias may be None."""
     return _Chunked.apply(delta_softplus, u, delta, A, B, C, D, z, delta_bias)

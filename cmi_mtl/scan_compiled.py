@@ -195,7 +195,7 @@ class _CompiledScan(torch.autograd.Function):
 
 # %% ../nbs/appendix/21d_scan_compiled.ipynb #7a2cce8a
 def compiled_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths):
-    """The selective scan of padded sequences; arguments and y as `cmi_mtl.scan.selective_scan` has them.
+    """The selective scan of padded sequences; arguments and y as in `cmi_mtl.scan.selective_scan`.
 
     All of one type, float32 or float64. D, z, delta_bias and lengths may be None."""
     batch, d, L = u.shape
@@ -215,7 +215,7 @@ def _starts(lengths):
 
 @torch.compiler.disable
 def compiled_scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
-    """`cmi_mtl.scan.scan_rows` by the library: u, delta (T, d), B, C (T, n), lengths (count,) of sum T.
+    """`cmi_mtl.scan.scan_rows` by the library: u, delta (T, d), B, C (T, n), lengths (count,).
 
     That `lengths` sum to T must be known: the library reads on without asking."""
     with torch.autocast(u.device.type, enabled=False):
