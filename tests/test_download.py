@@ -14,9 +14,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from cmi_mtl import datasets
+from cmi_mtl import fetch
 from cmi_mtl.core import InputError
-from cmi_mtl.datasets import HUB, download, load_dataset
+from cmi_mtl.datasets import load_dataset
+from cmi_mtl.fetch import HUB, download
+from cmi_mtl.slake import load_slake
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -225,15 +227,12 @@ def test_slake_keeps_regions_and_graph(hub, tmp_path):
         and (root / "mask.txt").exists()
         and (root / "validate.json").exists()
     )
-    assert (
-        not list(root.glob("*.zip"))
-        and datasets.load_slake(root)[0].regions[0].name == "Right Lung"
-    )
+    assert not list(root.glob("*.zip")) and load_slake(root)[0].regions[0].name == "Right Lung"
 
 
 def test_empty_folder_counts_as_absent(hub, tmp_path):
     (tmp_path / "slake").mkdir()
-    assert len(datasets.load_slake(download("slake", tmp_path / "slake", revision="main"))) == 6
+    assert len(load_slake(download("slake", tmp_path / "slake", revision="main"))) == 6
     assert hub.revisions == ["main"]
 
 
@@ -265,7 +264,7 @@ def test_wrong_sum(hub, tmp_path, name):
     assert f"BoKelvin/SLAKE, {name}" in message and "checksum" in message and "removed" in message
     assert not (tmp_path / "data/slake").exists() and not list(tmp_path.rglob(name))
     hub.wrong, hub.gets = set(), []
-    assert len(datasets.load_slake(download("slake"))) == 6
+    assert len(load_slake(download("slake"))) == 6
     assert hub.gets == [(name, 0)]
 
 
@@ -293,7 +292,7 @@ def test_archive_that_leads_out_of_its_folder(hub, tmp_path):
 )
 def test_unsafe_archives(tmp_path, files, says):
     (tmp_path / "imgs.zip").write_bytes(zip_of(files))
-    assert says in failure(datasets._unzip, tmp_path / "imgs.zip", tmp_path / "in/out", limit=5000)
+    assert says in failure(fetch._unzip, tmp_path / "imgs.zip", tmp_path / "in/out", limit=5000)
     assert [p.name for p in tmp_path.rglob("*")] == ["imgs.zip"]
 
 
@@ -305,16 +304,14 @@ def test_damaged_archive(tmp_path, spoil):
     (tmp_path / "imgs.zip").write_bytes(
         spoil(zip_of({"imgs/a.txt": b"some text to be deflated " * 9}))
     )
-    assert "not a whole zip file" in failure(
-        datasets._unzip, tmp_path / "imgs.zip", tmp_path / "out"
-    )
+    assert "not a whole zip file" in failure(fetch._unzip, tmp_path / "imgs.zip", tmp_path / "out")
 
 
 def test_archive_with_or_without_a_folder_of_its_own(tmp_path):
     for name in ("imgs/a.txt", "a.txt"):
         out = tmp_path / f"from {name.replace('/', ' ')}"
         (tmp_path / "imgs.zip").write_bytes(zip_of({name: b"x", "__MACOSX/a.txt": b"x"}))
-        datasets._unzip(tmp_path / "imgs.zip", out)
+        fetch._unzip(tmp_path / "imgs.zip", out)
         assert [str(p.relative_to(out)) for p in out.rglob("*.txt")] == ["imgs/a.txt"]
 
 

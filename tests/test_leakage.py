@@ -4,9 +4,11 @@ import collections
 import csv
 
 import made_data
+import pytest
 
+from cmi_mtl.core import data_home
 from cmi_mtl.datasets import load_dataset
-from cmi_mtl.samples import carve_validation, leakage_report
+from cmi_mtl.samples import carve_validation, leakage_report, normalise_answer
 
 PICTURES = {f"{i}.png": made_data.picture(i, kind="PNG") for i in range(40)}
 
@@ -82,3 +84,18 @@ def test_every_loader_names_the_content(tmp_path):
     for name, folder in (("vqa_rad", "rad"), ("slake", "slake")):
         samples = load_dataset(name, tmp_path / folder)
         assert all(len(s.image_digest) == 64 and s.picture == s.image_digest for s in samples)
+
+
+@pytest.mark.skipif(not (data_home() / "vqa_rad").is_dir(), reason="VQA-RAD is not at hand")
+def test_what_the_chapter_says_of_vqa_rad():
+    "10_samples shows these numbers from a record; that of the answers stands in its prose alone."
+    samples = load_dataset("vqa_rad")
+    (row,) = leakage_report(samples)
+    assert row["questions"] == row["questions_on_shared_images"] == 451
+    assert (row["identical_image_and_question"], row["linked_questions"]) == (14, 299)
+    answers = collections.defaultdict(set)
+    for s in samples:
+        if s.split == "train" and s.linked_id:
+            answers[s.linked_id].add(normalise_answer(s.answer))
+    test = [s for s in samples if s.split == "test"]
+    assert sum(normalise_answer(s.answer) in answers[s.linked_id] for s in test) == 294
