@@ -9,11 +9,11 @@ import threading
 import zipfile
 from urllib.parse import unquote, urlsplit
 
+import made_data
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, logging
 
-import made_data
 from cmi_mtl import fetch
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset

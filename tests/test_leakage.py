@@ -3,9 +3,9 @@
 import collections
 import csv
 
+import made_data
 import pytest
 
-import made_data
 from cmi_mtl.core import data_home
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.samples import carve_validation, leakage_report, normalise_answer
