@@ -38,6 +38,7 @@ def _bowel(c: Canvas, places):
     "Loops of bowel at `places` (N, 2)."
     rng = c.rng
     for x, y in places:
+        # the draws of a loop, in the order that decides the picture
         x, y = x + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.02, 0.02)
         r, flat, turn = rng.uniform(0.065, 0.10), rng.uniform(0.75, 1.1), rng.uniform(0, 3)
         has_gas = rng.random() < 0.35
@@ -68,6 +69,7 @@ PYRAMIDS = outline(".03,-.1 .07,-.05 .08,.02 .06,.08 .01,.11")
 def _kidney(c: Canvas, side: str, findings, at, scale: float, turn: float) -> np.ndarray:
     "Paint the kidney of that side around the point `at`. Returns the share of its bed."
     there = not named(findings, "missing kidney", side=side)
+    # Drawn upright around (0, 0), then mirrored, enlarged, turned and put into its place.
     turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
     def put(points):
@@ -106,7 +108,8 @@ def _vertebra(c: Canvas, y: float):
 
 def _axial_trunk(c: Canvas) -> np.ndarray:
     "Paint the table, the wall of the belly and its bones. Returns the share of the cavity."
-    girth = c.rng.uniform(0.0, 0.06)
+    girth = c.rng.uniform(0.0, 0.06)  # how thick the fat under the skin is
+    # table, skin, fat, muscle
     c.paint(c.cover(curve(TABLE, closed=False), 0.02), 0.30)
     c.paint(c.cover(ellipse(0.0, 0.03, 0.88, 0.66)), 0.36)
     c.paint(c.cover(ellipse(0.0, 0.03, 0.87, 0.65)), 0.20 + 0.015 * c.clouds(20))
@@ -140,6 +143,7 @@ def _stomach(c: Canvas):
     wall = curve(STOMACH)
     _tissue(c, "", c.cover(wall), 0.56)
     content = c.cover(scaled(wall, 0.86, (0.40, -0.27)))
+    # The level is flat in the picture, however the body is turned.
     level = c.place([(0.4, -0.27 + c.rng.uniform(-0.05, 0.03))])[0, 1]
     above = np.clip(level - np.arange(c.size), 0, 1)[:, None]
     c.paint(content, 0.46)
@@ -159,6 +163,7 @@ def _axial_organs(c: Canvas, findings, cavity: np.ndarray) -> dict[str, np.ndarr
     _tissue(c, "", c.cover(ellipse(-0.22, -0.13, 0.065, 0.09, 0.5)), 0.48)  # gallbladder
     _stomach(c)
     _tissue(c, "", c.cover(curve(PANCREAS)), 0.53, 0.05, 40)
+    # An organ that is missing still has its bed.
     beds = {"spleen": cavity * c.cover(curve(AXIAL_SPLEEN))}
     _spleen(c, findings, beds["spleen"])
     for side in SIDES:
@@ -207,7 +212,7 @@ def _mark(c: Canvas, k: int, f: Finding, places: dict, cavity, beds: dict):
         y, rx, ry = y + r.uniform(-0.05, 0.05), r.uniform(0.065, 0.08), r.uniform(0.065, 0.08)
         share = c.cover(ellipse(side * (x - 0.02), y, rx, ry))
         c.paint(share, 1.0)
-    else:
+    else:  # an organ that is missing: nothing is drawn
         share = beds[f"{f.side} {f.name.removeprefix('missing ')}".strip()]
     c.finding(k, share)
 
@@ -260,6 +265,7 @@ def _coronal_trunk(c: Canvas) -> np.ndarray:
     "Paint skin, fat, muscle, bones and psoas. Returns the share of the cavity."
     flank = FLANK.copy()
     flank[2:4, 0] += c.rng.uniform(0.0, 0.05)
+    # skin, fat, muscle: the same outline, each further inward
     for inward, value in ((0, 0.34), (0.015, 0.20), (0.09, 0.50)):
         layer = c.cover(curve(symmetric(flank - [inward, 0])))
         c.paint(layer, value + 0.02 * c.clouds(20))
@@ -287,12 +293,12 @@ def _under_the_diaphragm(c: Canvas, findings, cavity: np.ndarray) -> dict[str, n
     tilt = c.rng.uniform(-0.02, 0.02)
     for side, top in (("right", -0.72 + tilt), ("left", -0.70 - tilt)):
         lung = LUNG_BASE.copy()
-        lung[3:, 1] += top
+        lung[3:, 1] += top  # its base; the other points lie above the picture
         share = cavity * c.cover(curve(mirror(lung, SIGN[side])))
         c.paint(c.soft(share, 0.006), 0.05 + 0.02 * c.clouds(20))
         c.organ(f"{side} lung", share)
     liver, spleen = CORONAL_LIVER.copy(), CORONAL_SPLEEN.copy()
-    liver[1:4, 1] += tilt
+    liver[1:4, 1] += tilt  # what lies under the diaphragm follows it
     spleen[1, 1] -= tilt
     liver = cavity * c.cover(curve(liver))
     _tissue(c, "liver", liver, 0.62, 0.022, 30)

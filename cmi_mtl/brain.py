@@ -54,6 +54,7 @@ def _axial_folds(rng: np.random.Generator) -> list[np.ndarray]:
         bent = angle + 0.12 * np.sign(np.cos(angle))
         if abs(np.cos(angle)) < 0.12 or abs(np.sin(bent)) < 0.22:
             continue
+        # from the surface, r = 1, inward, at an angle that wanders
         r = np.linspace(1, rng.uniform(0.72, 0.87), 4)
         a = angle + np.cumsum(rng.normal(0, 0.05, 4))
         line = np.stack([0.605 * r * np.cos(a), 0.80 * r * np.sin(a)], 1)
@@ -96,6 +97,7 @@ def _axial_brain(c: Canvas, t: dict, move) -> np.ndarray:
     c.paint(brain, t["grey"] + 0.02 * c.clouds(20))
     c.organ("brain", brain)
     c.paint(c.cover(ellipse(0.0, 0.0, 0.55, 0.745)), t["white"] + 0.015 * c.clouds(16))
+    # Grey matter lines every fold before the fluid fills it.
     folds = _axial_folds(c.rng) + [move(_midline(-0.82, -0.42)), move(_midline(0.36, 0.82))]
     c.paint(c.soft(c.covers(folds, 0.095), 0.008), t["grey"] + 0.02 * c.clouds(20))
     for side in (-1, 1):
@@ -129,7 +131,7 @@ def _axial_ventricles(c: Canvas, t: dict, move, grow: float) -> np.ndarray:
 def _mass(c: Canvas, r: np.random.Generator, f: Finding, at, t: dict, tissue) -> np.ndarray:
     radius = r.uniform(*RADIUS[f.size])
     rim = ellipse(*at, radius, radius * r.uniform(0.85, 1.15), wobble=0.15, rng=r)
-    spot = c.cover(rim) * (tissue > 0)
+    spot = c.cover(rim) * (tissue > 0)  # not into the ventricles, nor out of the brain
     c.paint(c.soft(c.cover(scaled(rim, 1.35, at)), 0.03) * tissue, t["oedema"])
     c.paint(c.soft(spot, 0.006), 0.97)
     c.paint(c.soft(c.cover(scaled(rim, 0.62, at)), 0.008), t["lesion"] * 0.8)
@@ -141,6 +143,7 @@ def _infarct(c: Canvas, r: np.random.Generator, f: Finding, at, t: dict, tissue)
     out = at / np.hypot(*at)
     reach = r.uniform(0.15, 0.165) if f.size == "small" else r.uniform(0.24, 0.265)
     across, base = np.array([-out[1], out[0]]), at + out * 0.06
+    # About half way in, the wedge is about half as broad.
     inner = base - out * reach * 0.45
     broad, narrow = across * reach * 0.75, across * reach * 0.35
     wedge = [base - broad, base + out * 0.1, base + broad]

@@ -56,7 +56,7 @@ def _sagittal_head(c: Canvas, t: dict):
 # %% ../nbs/appendix/13e_brain_planes.ipynb #ba5db340
 def _face_and_neck(c: Canvas, t: dict):
     "Air, palate and tongue; throat, neck, the canal of the spine, four vertebrae."
-    air = 0.04
+    air = 0.04  # black in every weighting
     c.paint(c.cover(curve(NOSE)), air)
     c.paint(c.cover(ellipse(-0.56, -0.08, 0.05, 0.08)), air)  # frontal sinus
     c.paint(c.cover(ellipse(-0.20, 0.16, 0.09, 0.055)), air)  # sphenoid sinus
@@ -88,11 +88,13 @@ def _cerebrum(c: Canvas, t: dict) -> np.ndarray:
     brain = c.cover(surface)
     c.paint(brain, t["grey"] + 0.02 * c.clouds(20))
     c.organ("brain", brain)
+    # White matter: the outline drawn in, a hundredth of the frame higher.
     white = (surface - [0.1, -0.3]) * [0.90, 0.87] + [0.1, -0.31]
     c.paint(c.cover(white), t["white"] + 0.015 * c.clouds(16))
     starts = surface[::3]
     starts = starts + c.rng.normal(0, 0.012, starts.shape)
     centre = np.array([0.09, -0.2])
+    # One by one, since each fold draws random numbers of its own.
     upper = (p for p in starts if p[1] <= -0.02)
     folds = [_sulcus(c.rng, p, centre, (0.60, 0.80), 0.025) for p in upper]
     folds.append(curve(CINGULATE, closed=False))
@@ -112,6 +114,7 @@ FOURTH = outline(".235,.22 .31,.30 .25,.40")
 # %% ../nbs/appendix/13e_brain_planes.ipynb #f4606553
 def _deep_brain(c: Canvas, t: dict, grow: float) -> np.ndarray:
     "Paint callosum, ventricle, thalamus, stem, cerebellum. Returns the ventricle's share."
+    # A wider ventricle lifts its roof less than it lowers its floor.
     roof = ROOF - [0, 0.055 * (grow - 1)]
     floor = FLOOR + [0, 0.11 * (grow - 1)]
     room = c.cover(curve(np.concatenate([roof, floor])))
@@ -193,7 +196,7 @@ def _coronal_cortex(c: Canvas, t: dict, move) -> tuple[np.ndarray, list[np.ndarr
     c.paint(c.cover(move(curve(CALLOSUM))), t["white"])
     folds = [move(curve([(0.0, y) for y in np.linspace(-0.82, -0.38, 5)], closed=False))]
     for side in (-1, 1):
-        for p in half[10:46:4]:
+        for p in half[10:46:4]:  # from the top of the head round to the temporal lobe
             sulcus = _sulcus(c.rng, p, np.array([0.2, -0.1]), (0.58, 0.76), 0.03)
             folds.append(mirror(sulcus, side))
         folds.append(curve(mirror(CORONAL_SYLVIAN, side), closed=False))

@@ -48,6 +48,7 @@ def ellipse(x, y, rx, ry, turn=0.0, wobble=0.0, rng=None) -> np.ndarray:
         )
         r = 1 + sum(waves)
     p = np.stack([rx * r * np.cos(t), ry * r * np.sin(t)], 1)
+    # a row vector times this matrix is the point turned clockwise, since y points down
     c, s = np.cos(turn), np.sin(turn)
     return p @ np.array([[c, s], [-s, c]]) + [x, y]
 
@@ -60,6 +61,7 @@ def mirror(points, side: int) -> np.ndarray:
 def symmetric(half) -> np.ndarray:
     "The outline whose left half is `half`: its points, then their mirror images back to the start."
     half = np.asarray(half, float)
+    # a point on the midline is its own mirror image: once is enough
     return np.concatenate([half, mirror(half[::-1][half[::-1, 0] != 0], -1)])
 
 
@@ -76,6 +78,7 @@ class Body:
     def __init__(self, size: int, seed: int, zoom=(1.0, 1.0)):
         self.size, self.seed = size, seed
         self.rng = rng = np.random.default_rng(seed)
+        # The order of these draws decides every picture: do not change it.
         turn = rng.normal(0, 0.03)
         sx, sy = rng.uniform(0.93, 1.02, 2) * zoom
         cos, sin = np.cos(turn), np.sin(turn)
@@ -87,9 +90,9 @@ class Body:
     def place(self, points) -> np.ndarray:
         "Pixel coordinates (N, 2) of anatomical points (N, 2)."
         p = np.asarray(points, float) @ self.affine + self.shift
-        for k in (0, 1):
+        for k in (0, 1):  # two waves; each bends x by y and y by x
             p = p + self.bend[k] * np.sin((2 + 2 * k) * p[:, ::-1] + self.phase[k])
-        return (p + 1) / 2 * self.size
+        return (p + 1) / 2 * self.size  # from -1 … 1 to pixels
 
     def own(self, k: int) -> np.random.Generator:
         "The k-th finding's own random numbers: without it the rest of the picture is the same."
@@ -103,6 +106,7 @@ def rasterise(outlines, size: int, width: float | None = None) -> np.ndarray:
     """Share (size, size) of each pixel inside any of the closed `outlines`, each (N, 2) in pixels.
 
     With `width`, in units of the frame, the share of it on any of the lines."""
+    # Only the box around all outlines is drawn.
     p = np.concatenate(outlines)
     margin = 1 + (width or 0) * size / 4
     low = np.clip(np.floor(p.min(0) - margin), 0, size).astype(int)
@@ -139,7 +143,7 @@ class Canvas(Body):
     def __init__(self, size: int, seed: int, zoom=(1.0, 1.0)):
         super().__init__(size, seed, zoom)
         self.image = np.zeros((size, size), np.float32)
-        self.organs, self.findings = np.zeros((2, size, size), np.uint8)
+        self.organs, self.findings = np.zeros((2, size, size), np.uint8)  # 0: none
 
     def cover(self, points, width: float | None = None) -> np.ndarray:
         "Share (size, size) of each pixel inside a closed outline or, with `width`, on a line."
@@ -157,7 +161,7 @@ class Canvas(Body):
         "Smooth noise (size, size) of standard deviation about 1, with `cells` cells to a side."
         grid = (rng or self.rng).standard_normal((cells, cells)).astype(np.float32)
         grid = Image.fromarray(grid).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(grid) * 1.4
+        return np.asarray(grid) * 1.4  # what interpolation takes away
 
     def paint(self, share: np.ndarray, value):
         "Lay the brightness `value` over the picture where `share` is."
@@ -177,6 +181,7 @@ def develop(c: Canvas, blur: float, noise: float, gamma: float = 1.0) -> np.ndar
     fine = c.rng.standard_normal((c.size, c.size)).astype(np.float32)
     image = gaussian_filter(c.image, blur * c.size / 128)
     grain = 0.7 * fine + 0.5 * c.clouds(max(4, c.size // 3))
+    # the noise of the detector does not pass through the brightness curve
     image = np.clip(image, 0, 1) ** gamma + noise * grain
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 

@@ -47,17 +47,19 @@ def _lung(c: Canvas, side: str, low: float) -> np.ndarray:
 
 def _trunk_and_lungs(c: Canvas) -> dict[str, np.ndarray]:
     "Paint the trunk, what lies under the diaphragm, and the lungs. Returns the lungs' shares."
-    c.image += 0.03
+    c.image += 0.03  # air is not quite black
     c.paint(c.soft(c.cover(curve(symmetric(TRUNK))), 0.03), c.rng.uniform(0.46, 0.54))
     low = {"right": c.rng.uniform(-0.07, -0.03), "left": c.rng.uniform(-0.01, 0.03)}
     lungs = {side: _lung(c, side, low[side]) for side in SIDES}
     both = np.maximum(lungs["right"], lungs["left"])
+    # Both halves of the diaphragm move with the lungs above them.
     dome = DIAPHRAGM.copy()
     dome[2:4, 1] += low["right"]
     dome[6:8, 1] += low["left"]
     c.paint(c.soft(c.cover(curve(dome)), 0.02) * (1 - both), 0.72)
     gas = c.cover(ellipse(0.40, 0.62 + low["left"], 0.15, 0.09))  # in the stomach
     c.paint(c.soft(gas, 0.03) * (1 - both), 0.45)
+    # Last the lungs: air over all that was painted before, a little cloudy.
     c.paint(c.soft(both, 0.012), 0.13 + 0.02 * c.clouds(5))
     return lungs
 
@@ -80,11 +82,12 @@ def _vessels(c: Canvas, lungs: np.ndarray):
     tree = {0.034: [], 0.022: [], 0.013: []}
     for side in (-1, 1):
         for angle in (-1.2, -0.45, 0.3, 1.05):
+            # four stems on each side, from steeply up to steeply down
             turned = angle + c.rng.normal(0, 0.08)
             _fork(tree, c.rng, np.array([0.17, 0.0]), turned, list(tree), side)
     from_middle = np.hypot(*(np.mgrid[: c.size, : c.size] * 2 / c.size - 1))
     fade = np.clip(1.35 - from_middle, 0.25, 1)
-    for width, paths in tree.items():
+    for width, paths in tree.items():  # the thicker, the brighter
         c.image += c.soft(c.covers(paths, width), 0.008) * lungs * (0.05 + 4.5 * width) * fade
     for side in (-1, 1):
         hilum = c.cover(ellipse(side * 0.18, 0.0, 0.06, 0.13, turn=0.2 * side))
@@ -102,6 +105,7 @@ def _heart(c: Canvas, enlarged: bool) -> np.ndarray:
     "Paint the middle of the chest, the aortic arch and the heart. Returns the heart's share."
     c.paint(c.soft(c.cover(curve(MEDIASTINUM)), 0.015), 0.60)
     c.paint(c.soft(c.cover(ellipse(0.13, -0.27, 0.085, 0.085)), 0.012), 0.66)
+    # No normal heart comes near the width of an enlarged one.
     wider = c.rng.uniform(0.0, 0.04) + (0.17 if enlarged else 0)
     heart = HEART.copy()
     heart[:, 0] += wider * GROWS
@@ -122,8 +126,8 @@ LETTER_R = (
 
 def _rib(i: int) -> tuple[np.ndarray, np.ndarray]:
     "Centre lines of the i-th rib at positive x: its back part (4, 2), its front part (3, 2)."
-    y = -0.72 + 0.135 * i
-    reach = np.interp(i, [0, 2, 8], [0.36, 0.58, 0.80])
+    y = -0.72 + 0.135 * i  # where it leaves the spine
+    reach = np.interp(i, [0, 2, 8], [0.36, 0.58, 0.80])  # the chest widens downward
     back_x = [0.06, 0.06 + 0.35 * reach, 0.06 + 0.75 * reach, 0.06 + 0.98 * reach]
     front_x = [0.08 + reach, 0.05 + 0.75 * reach, 0.02 + 0.45 * reach]
     back = np.stack([back_x, y + np.array([0, -0.035, 0.07, 0.22])], 1)
@@ -137,7 +141,7 @@ def _ribs(c: Canvas):
             behind, before = (mirror(line, side) for line in _rib(i))
             back.append(curve(behind, closed=False))
             edge.append(curve(np.add(behind, (0, 0.022)), closed=False))
-            if 1 < i < 8:
+            if 1 < i < 8:  # of these the front end is in the picture
                 front.append(curve(before, closed=False))
     c.image += 0.075 * c.soft(c.covers(back, 0.05), 0.006) + 0.06 * c.covers(edge, 0.012)
     c.image += 0.05 * c.soft(c.covers(front, 0.055), 0.01)
@@ -196,8 +200,9 @@ def _effusion(c: Canvas, r: np.random.Generator, f: Finding, lung, heart) -> np.
     large = f.size == "large"
     top = 0.12 + r.uniform(-0.03, 0.03) if large else 0.38 + r.uniform(-0.02, 0.02)
     fluid = FLUID.copy()
-    fluid[:6, 1] += top
+    fluid[:6, 1] += top  # its surface; the two last points lie below the picture
     fluid = c.cover(curve(mirror(fluid, SIGN[f.side])))
+    # Painted a little beyond the lung, so that no dark rim stays between fluid and chest wall.
     near_lung = np.clip(4 * c.soft(lung, 0.03), 0, 1)
     c.paint(c.soft(fluid * near_lung, 0.01) * (1 - heart), 0.68)
     return fluid * lung * (1 - heart)

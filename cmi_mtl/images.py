@@ -81,7 +81,7 @@ def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
         _refuse_dark(image.convert("RGB"))
     return image if image.mode == "RGB" else image.convert("RGB")  # exif_transpose made a copy
 
-# %% ../nbs/11_images.ipynb #a71265a4
+# %% ../nbs/11_images.ipynb #c49db20a
 def _open_dicom(file):
     "The data set of an open DICOM file, with its preamble or without; None for another kind."
     from pydicom import dcmread
@@ -100,7 +100,7 @@ def _open_dicom(file):
     file.seek(0)
     return ds if "PixelData" in ds else None
 
-
+# %% ../nbs/11_images.ipynb #78d62d39
 def _stored_numbers(ds) -> np.ndarray:
     "The pixels of a DICOM picture as they are stored: (H, W), or (H, W, 3) in RGB."
     from pydicom.pixels import get_decoder, pixel_array
@@ -248,7 +248,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     except InputError as e:
         return e.problems[0]
 
-# %% ../nbs/11_images.ipynb #df68d8b8
+# %% ../nbs/11_images.ipynb #703bb50c
 SHAPES = "Give (height, width), or (height, width, channels) with 1, 3 or 4 channels"
 
 
@@ -277,7 +277,7 @@ def _from_array(a: np.ndarray) -> Image.Image:
         _refuse_dark(image.convert("RGB"))
     return image
 
-
+# %% ../nbs/11_images.ipynb #ea5efe7f
 def open_image(source) -> Image.Image:
     """A picture as 8-bit RGB: from a path, a PIL image of any mode or an array (H, W[, 1, 3 or 4]).
 

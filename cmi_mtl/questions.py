@@ -206,7 +206,7 @@ def ask(
         asked.append(Asked("what", view.body, findings[0].name, tuple(findings)))
     return asked
 
-# %% ../nbs/appendix/13g_questions.ipynb #17f92867
+# %% ../nbs/appendix/13g_questions.ipynb #11d2c5ac
 def choose_balanced(
     asked: dict[str, list[Asked]], rng: np.random.Generator, most: int = 6
 ) -> list[tuple[str, Asked, int]]:
@@ -222,10 +222,12 @@ def choose_balanced(
     for pools in growing:
         for pool in pools:
             rng.shuffle(pool)
-    load, chosen = collections.Counter(), []
+    load, chosen = collections.Counter(), []  # questions of each image; what is chosen
+    # So many of each answer at a time: one for a small set, more where there are thousands.
     step = max(1, len(asked) // 200)
-    while growing:
+    while growing:  # a group that could not take a whole step is done
         growing = [pools for pools in growing if _take(pools, load, chosen, step, most) == step]
+    # The rank numbers equal questions with equal answers; it decides the phrasing.
     rank, ranked = collections.Counter(), []
     for image_id, q in chosen:
         key = q.kind, q.subject, q.answer
@@ -233,11 +235,12 @@ def choose_balanced(
         rank[key] += 1
     return ranked
 
-
+# %% ../nbs/appendix/13g_questions.ipynb #cc98d214
 def _take(pools: list[list], load: collections.Counter, chosen: list, step: int, most: int) -> int:
     """Move up to `step` questions of every answer of a group from `pools` to `chosen`, the same
     number of each. Returns that number; `load` counts the questions of each image."""
     free = [[e for e in pool if load[e[0]] < most] for pool in pools]
+    # The images with the fewest questions first; sorted keeps the shuffled order of ties.
     free = [sorted(pool, key=lambda e: load[e[0]]) for pool in free]
     number = min(step, *map(len, free))
     for pool, best in zip(pools, free):
@@ -255,7 +258,7 @@ def samples_of(
     view, samples = VIEWS[picture.view], []
     for q, rank in chosen:
         question_type, answer_type, phrasings = KINDS[q.kind]
-        twice = rank % 4 == 0
+        twice = rank % 4 == 0  # every fourth, in a second phrasing
         linked = f"{image_id}-{len(samples)}" if twice else None
         for j in range(1 + twice):
             sample = VQASample(

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SLAKE_FINDINGS', 'SLAKE_WITHOUT_ANSWER', 'SLAKE_FIELDS', 'SLAKE_FILES', 'load_slake']
 
-# %% ../nbs/appendix/12e_slake.ipynb #8930f4b9
+# %% ../nbs/appendix/12e_slake.ipynb #1f664e67
 import collections
 import re
 from pathlib import Path
 
 from .core import InputError, data_home
 from .images import read_image
-from .rows import Entry, check, image_folder, is_box, read_rows, read_text, refusal
+from .rows import Entry, check, image_folder, is_box, read_rows, refusal, text_of
 from .samples import Region, VQASample, plain_text
 
 # %% ../nbs/appendix/12e_slake.ipynb #98449e82
@@ -98,12 +98,12 @@ def _entry(where: str, r: dict, split: str, path: Path, places: dict) -> Entry:
     )
     return Entry(where, values)
 
-# %% ../nbs/appendix/12e_slake.ipynb #8933275f
+# %% ../nbs/appendix/12e_slake.ipynb #63ba5074
 def _named_levels(path: Path) -> dict[str, int]:
     "The grey levels that mask.txt names, 'level: name' a line; none where it is missing."
     if not path.exists():
         return {}
-    lines = re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", read_text(path), re.M)
+    lines = re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text_of(path), re.M)
     return {name: int(level) for level, name in lines}
 
 

@@ -74,6 +74,7 @@ def plan_picture(view: str, rng: np.random.Generator) -> Picture:
     "A random picture of that view with no finding (30 %), one (35 %) or two (35 %)."
     choices, findings, taken = VIEWS[view].choices, [], set()
     for _ in range(rng.choice([0, 1, 2], p=[0.3, 0.35, 0.35])):
+        # what needs none of the places that the first finding has taken
         free = [f for f, places in choices if not places & taken]
         names = sorted({f.name for f in free})
         name = str(rng.choice(names))
