@@ -189,7 +189,10 @@ def package_versions(roots: tuple = ROOTS) -> dict[str, str]:
     """Versions of the installed distributions `roots`, of all that these can require, and so on.
 
     Those beside cmi_mtl are for a checkout that is on the path but is not installed."""
-    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
     installed = {plain(d.name): d.name for d in importlib.metadata.distributions() if d.name}
     found, waiting = {}, [plain(root) for root in roots]
     while waiting:

@@ -55,7 +55,10 @@ def parquet(rows, pictures):
 
 def octomed_files():
     "The files of a hub repository like OctoMed/VQA-RAD."
-    rows = lambda split: [r | {"image_hash": "0"} for r in rad_rows(split)]
+
+    def rows(split):
+        return [r | {"image_hash": "0"} for r in rad_rows(split)]
+
     pictures = [picture(i // 2) for i in range(6)]
     return {"README.md": b"made"} | {
         f"data/{split}-00000-of-00001.parquet": parquet(rows(split), pictures)
@@ -65,7 +68,10 @@ def octomed_files():
 
 def flavia_files():
     "The files of a hub repository like flaviagiammarino/vqa-rad."
-    rows = lambda split: [{k: r[k] for k in ("question", "answer")} for r in rad_rows(split)]
+
+    def rows(split):
+        return [{k: r[k] for k in ("question", "answer")} for r in rad_rows(split)]
+
     return {
         f"data/{split}-00000-of-00001-abc.parquet": parquet(
             rows(split), [picture(i // 2) for i in range(6)]

@@ -202,7 +202,10 @@ def kill_and_go_on(top, kills=20, seed=0, longest=14):
 
         def action(place):
             (top / "place").write_text(place, encoding="utf-8")
-            kill = lambda: os.kill(os.getpid(), how)
+
+            def kill():
+                return os.kill(os.getpid(), how)
+
             kill() if delay == 0 else threading.Timer(delay, kill).start()
 
         def work():

@@ -158,7 +158,10 @@ def content(path):
 
 def outputs_of(nb):
     "What the code cells show: texts and pictures, without counts and metadata."
-    shown = lambda o: {k: v for k, v in o.items() if k not in ("execution_count", "metadata")}
+
+    def shown(o):
+        return {k: v for k, v in o.items() if k not in ("execution_count", "metadata")}
+
     return [[shown(o) for o in c.outputs] for c in code_cells(nb)]
 
 
@@ -280,7 +283,10 @@ def notebooks_of(root):
     "The notebooks below nbs/ that nbdev_test executes, as paths below the top."
     paths = sorted(p.relative_to(root) for p in (root / "nbs").rglob("*.ipynb"))
     seen = [p.as_posix() for p in paths if not any(part[0] in "._" for part in p.parts)]
-    skipped = lambda name: str(front_matter(root, name).get("skip_exec", False)).lower() == "true"
+
+    def skipped(name):
+        return str(front_matter(root, name).get("skip_exec", False)).lower() == "true"
+
     return [name for name in seen if not skipped(name)]
 
 
@@ -324,7 +330,10 @@ def store(name, done, root):
 
 def renew_all(names, root):
     "Execute the notebooks, two at a time; store each that succeeds. Returns how many failed."
-    is_last = lambda name: Path(name).name == LAST
+
+    def is_last(name):
+        return Path(name).name == LAST
+
     failed, pool = 0, concurrent.futures.ProcessPoolExecutor(2)
     with tempfile.TemporaryDirectory() as cache, pool:
         for part in ([n for n in names if not is_last(n)], [n for n in names if is_last(n)]):

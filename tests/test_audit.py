@@ -174,7 +174,10 @@ def test_random_cifr_is_new_each_time_and_never_saved(trained, begun, samples):
     folder, _ = trained("audit_random_cifr")
     assert not any("cifr" in k for k in load_file(folder / "model/model.safetensors"))
     run, base = begun("audit_random_cifr"), begun("cmi_mtl")
-    asked = lambda r: loop.predict(r, [0, 1, 2])[0]
+
+    def asked(r):
+        return loop.predict(r, [0, 1, 2])[0]
+
     assert (asked(run) - asked(run)).abs().max() > 1e-5
     torch.testing.assert_close(asked(base), asked(base))
     assert not list(run.core.cifr.parameters())

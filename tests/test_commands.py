@@ -385,7 +385,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, name):
     from cmi_mtl import core
 
     monkeypatch.delenv(name, raising=False)
-    look = lambda: (core.cache_home(), core.data_home(), core.find_weights("a/b"))
+
+    def look():
+        return (core.cache_home(), core.data_home(), core.find_weights("a/b"))
+
     unset = look()
     monkeypatch.setenv(name, "")
     assert look() == unset

@@ -158,7 +158,10 @@ def test_saved_model_gives_the_same_map(tmp_path):
 def test_untrained_is_another_model_of_the_same_kind():
     model = model_with()
     other, same = untrained(model, 3), untrained(model, 3)
-    state = lambda m: torch.cat([p.flatten() for p in m.parameters()])
+
+    def state(m):
+        return torch.cat([p.flatten() for p in m.parameters()])
+
     assert torch.equal(state(other), state(same)) and not torch.equal(state(other), state(model))
     assert other.config.answers == model.config.answers and other.processor is model.processor
 

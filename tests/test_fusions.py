@@ -17,7 +17,7 @@ from cmi_mtl.core import InputError, seed_everything
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.lengths import masked_mean
 from cmi_mtl.records import publish
-from cmi_mtl.settings import RULES, VARIANTS, make_settings
+from cmi_mtl.settings import VARIANTS, make_settings
 
 ANSWERS = ["yes", "no", "heart", "liver"]
 WORDS = build_tokenizer(["is there a nodule in the left lung?", "which organ is enlarged?"])
@@ -161,17 +161,10 @@ def table_of(records, folder):
     return names["numbers_of"](names["runs"]).set_index("variant"), names["said"]
 
 
-def add_variant(monkeypatch, name, changes):
-    "A row of VARIANTS, as if it stood in 33_train: RULES reads the table when it is imported."
-    monkeypatch.setitem(VARIANTS, name, changes)
-    rule = next(rule for rule, (_, names) in RULES.items() if names == "variant")
-    monkeypatch.setitem(RULES, rule, (VARIANTS.__contains__, "variant"))
-
-
 def test_a_new_fusion_gets_its_row_in_the_table(tmp_path, monkeypatch):
     "One cell, one row of FUSIONS, one of VARIANTS; then a run on the tiny preset is published."
     monkeypatch.setitem(FUSIONS, "film", Film)
-    add_variant(monkeypatch, "fusion_shift", dict(fusion="film"))
+    monkeypatch.setitem(VARIANTS, "fusion_shift", dict(fusion="film"))
     data = dict(data_options={"n_images": 20, "size": 48}, epochs=1, device="cpu")
     settings = make_settings("phantom", "tiny", variant="fusion_shift", **data)
     T.train(settings, tmp_path / "run")

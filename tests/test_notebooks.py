@@ -41,7 +41,7 @@ def test_stored_outputs_hold_no_path_of_a_machine_and_no_chatter(name):
 OWN = "from cmi_mtl.one import X"
 PROGRAM = "import sys\nfrom cmi_mtl.other import SIGN\nprint(SIGN)"
 ONE_CODE = [
-    f"""
+    """
 #| default_exp one
 import sys, warnings
 import matplotlib.pyplot as plt

@@ -88,7 +88,10 @@ def test_model_is_rebuilt_from_its_record(runs, tmp_path, name):
 
 def test_record_that_no_model_can_be_built_of(runs):
     record = read(runs["seed0"] / "record.json")
-    changed = lambda **fields: {**record, "model": {**record["model"], **fields}}
+
+    def changed(**fields):
+        return {**record, "model": {**record["model"], **fields}}
+
     for wrong, message in (
         ({**record, "schema": 99}, "its schema is 99, this version reads 2"),
         ({k: v for k, v in record.items() if k != "schema"}, "configuration is not recorded"),
@@ -172,7 +175,10 @@ def test_history_stands_in_the_record(runs):
 
 def test_versions_of_all_that_the_lock_file_pins():
     said = core.provenance(torch.device("cpu"))["versions"]
-    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
     installed = {plain(d.name) for d in importlib.metadata.distributions() if d.name}
     lines = (ROOT / ".ci/constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {plain(line.split("==")[0]) for line in lines if "==" in line}
@@ -276,9 +282,10 @@ def test_nearest_training_question(top, tmp_path, monkeypatch):
     train = [x for x in samples if x.split == "train"]
     alone = [x for x in samples if x.split == "test"][0]
     rest = [x for x in samples if x.image != alone.image and x.split != "test"]
-    put = lambda qid, question, kind, split: replace(
-        alone, qid=qid, question=question, answer_type=kind, split=split
-    )
+
+    def put(qid, question, kind, split):
+        return replace(alone, qid=qid, question=question, answer_type=kind, split=split)
+
     test = put("t", "alpha beta gamma delta", "OPEN", "test")
     assert near(s, [*rest, test], tmp_path / "0") == [
         (None, None)

@@ -43,9 +43,10 @@ def tree():
     ]
     out = []
     for folder, folders, files in os.walk(ROOT):
-        keep = lambda names: sorted(
-            n for n in names if not any(fnmatch.fnmatch(n, i) for i in ignored)
-        )
+
+        def keep(names):
+            return sorted(n for n in names if not any(fnmatch.fnmatch(n, i) for i in ignored))
+
         folders[:] = keep(folders)
         out += [(Path(folder) / f).relative_to(ROOT) for f in keep(files)]
     return out
@@ -473,7 +474,10 @@ def published_texts():
 
 def equal_files(folders, paths):
     "Those of `paths` that hold the bytes of a file in `folders`."
-    digest = lambda p: hashlib.sha256(p.read_bytes()).digest()
+
+    def digest(p):
+        return hashlib.sha256(p.read_bytes()).digest()
+
     sizes = collections.defaultdict(list)
     for p in paths:
         if p.stat().st_size > 200:

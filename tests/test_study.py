@@ -100,7 +100,10 @@ def studied(tmp_path_factory):
             start_new_session=True,
             **options(top, out),
         )
-    said = lambda: (top / "said.txt").read_text(encoding="utf-8")
+
+    def said():
+        return (top / "said.txt").read_text(encoding="utf-8")
+
     wait(lambda: len(began(said())) > 1 and not process.poll())
     wait(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in children_of(process)))
     left = children_of(process)
@@ -145,7 +148,10 @@ def test_failed_run_is_named_and_stops_nothing(studied):
 
 def test_clone_with_its_records_has_nothing_to_do_but_what_changed(studied, tmp_path):
     top, clone = studied[0], tmp_path / "clone"
-    runs = lambda folder, names: ["runs"] if Path(folder).name == "few" else []
+
+    def runs(folder, names):
+        return ["runs"] if Path(folder).name == "few" else []
+
     shutil.copytree(top, clone, ignore=runs)
     blocks = [BLOCKS[0], {**BLOCKS[2], "settings": {**OVQA, "epochs": 2}}]  # none that fails
     write_json(clone / "few.json", blocks)

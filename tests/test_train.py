@@ -345,7 +345,10 @@ def test_a_step_of_the_paper_preset(top, tmp_path, monkeypatch):
     text |= narrow
     offline = paper_config(offline=True)
     t5 = offline.generator | dict(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=1)
-    config = lambda answers, **options: paper_config(answers, offline=True, **options)
+
+    def config(answers, **options):
+        return paper_config(answers, offline=True, **options)
+
     monkeypatch.setattr(build, "paper_config", config)
     sizes = dict(
         image_encoder=image,
