@@ -18,9 +18,9 @@ from cmi_mtl.explain import METHODS, explain, explain_question
 from cmi_mtl.grounding import (
     deletion_insertion,
     faithfulness,
-    ground,
+    measure_grounding,
     region_mask,
-    sanity,
+    sanity_checks,
     untrained,
 )
 from cmi_mtl.model import CMIMTL, CMIMTLProcessor, tiny_config
@@ -165,7 +165,7 @@ def test_untrained_is_another_model_of_the_same_kind():
 def test_grounding_on_the_layout_of_slake(tmp_path):
     made_data.write(made_data.slake_files(), tmp_path)
     samples = load_dataset("slake", tmp_path)
-    rows = ground(model_with(), samples, rival=untrained(model_with()))
+    rows = measure_grounding(model_with(), samples, rival=untrained(model_with()))
     assert [r["qid"] for r in rows] == [s.qid for s in samples if s.regions] and len(rows) >= 2
     assert json.loads(json.dumps(rows)) == rows  # plain values: they go into a file as they are
     for r in rows:
@@ -192,9 +192,12 @@ def test_region_mask_joins_boxes_and_masks(tmp_path):
 def test_sanity_and_faithfulness_are_reproducible(tmp_path):
     made_data.write(made_data.slake_files(), tmp_path)
     samples, model = load_dataset("slake", tmp_path)[:2], model_with()
-    for measure in (lambda: sanity(model, samples), lambda: faithfulness(model, samples, steps=4)):
+    for measure in (
+        lambda: sanity_checks(model, samples),
+        lambda: faithfulness(model, samples, steps=4),
+    ):
         assert_alike(measure(), measure())
-    assert all(r["weights"] == pytest.approx(1) for r in sanity(model, samples, rival=model))
+    assert all(r["weights"] == pytest.approx(1) for r in sanity_checks(model, samples, rival=model))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
