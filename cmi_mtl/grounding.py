@@ -32,8 +32,8 @@ def _read_region(path: str, level: int, width: int, height: int) -> np.ndarray:
 def region_mask(sample: VQASample, width: int, height: int) -> np.ndarray:
     """All regions of a sample, joined: (height, width) bool, empty where there is none.
 
-    Boxes are rounded to pixels and cut at the edge. Raises `InputError` for a label map that has not
-    the picture's size."""
+    Boxes are rounded to pixels and cut at the edge. Raises `InputError` for a label map that has
+    not the picture's size."""
     out = np.zeros((height, width), bool)
     for region in sample.regions:
         if region.mask is not None:
@@ -110,16 +110,17 @@ def _grounding_row(sample: VQASample, answer: str, maps: dict, mask: np.ndarray)
         row |= {f"{name}: {source}": measure(values, mask) for source, values in maps.items()}
     return row | {f"{name}: chance": area for name in MEASURES}
 
-
+# %% ../nbs/41_grounding.ipynb #a204d3fa
 def measure_grounding(
     model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", rival: CMIMTL | None = None
 ) -> list[dict]:
     """How right the maps are on samples with regions; others are left out.
 
-    One dictionary a question: qid, image_id, question_type, answer_type, `correct`, `area` (share of
-    the picture inside the region), `kind` (finding or organ), and for each of `MEASURES` the value
-    of the model, of `rival` (an untrained model, say), of centre and of chance: `pointing: model`, …
-    Both models explain the answer that `model` gives. Raises `InputError` as `explain` does."""
+    One dictionary a question: qid, image_id, question_type, answer_type, `correct`, `area` (share
+    of the picture inside the region), `kind` (finding or organ), and for each of `MEASURES` the
+    value of the model, of `rival` (an untrained model, say), of centre and of chance, such as
+    `pointing: model`. Both models explain the answer that `model` gives. Raises `InputError` as
+    `explain` does."""
     rows = []
     for sample in samples:
         if not sample.regions:
@@ -204,8 +205,10 @@ def first_pixels(values: np.ndarray, steps: int) -> list[np.ndarray]:
 def deletion_insertion(
     model: CMIMTL, image, question: str, values: np.ndarray, answer: str, steps: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of `answer` after 0, 1/steps, … of the picture's pixels are blurred, in falling
-    order of `values` (H, W), and for a blurred picture that is restored: two arrays (steps + 1,)."""
+    """Probability of `answer` after 0, 1/steps, … of the picture's pixels are blurred.
+
+    They are blurred in falling order of `values` (H, W). Beside it the same for a blurred picture
+    that is restored: two arrays (steps + 1,)."""
     image = open_image(image)
     blurred = image.filter(ImageFilter.GaussianBlur(max(image.size) / 12))
     sharp, dull = np.asarray(image), np.asarray(blurred)
@@ -223,9 +226,9 @@ def faithfulness(
 ) -> list[dict]:
     """Areas under the deletion and insertion curves, for the model's map and two rivals.
 
-    These are the centre map and `chance`, a random map on the token grid. One dictionary a question:
-    qid, image_id, question_type, `deletion: model`, `insertion: centre`, … The curves are the
-    classifier's, so for `grad_cam_text` the map is that of `grad_cam`."""
+    These are the centre map and `chance`, a random map on the token grid. One dictionary a
+    question: qid, image_id, question_type, `deletion: model`, `insertion: centre`, … The curves are
+    the classifier's, so for `grad_cam_text` the map is that of `grad_cam`."""
     rng, rows = np.random.default_rng(seed), []
     method = "grad_cam" if method == "grad_cam_text" else method
     for s in samples:

@@ -1,4 +1,4 @@
-"Explanations on every kind of encoder, on the layout of SLAKE, from the file of a model, and of files that do not fit."
+"Explanations on every kind of encoder, on the layout of SLAKE, of saved models, of bad files."
 
 import json
 from dataclasses import replace
@@ -11,13 +11,16 @@ from made_run import assert_alike
 from PIL import Image
 from transformers import AutoConfig
 
+from cmi_mtl.block_influence import token_influence
+from cmi_mtl.cifr import SelectiveBranch
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.explain import METHODS, explain, explain_question
+from cmi_mtl.explain import METHODS, encode_question, explain, explain_encoded, explain_question
 from cmi_mtl.grounding import (
     deletion_insertion,
     faithfulness,
+    grounding_table,
     measure_grounding,
     region_mask,
     sanity_checks,
@@ -93,6 +96,15 @@ def test_attention_maps_whatever_the_options(options):
         assert m.grid.sum() == pytest.approx(1, abs=1e-4)  # shares of attention, over all patches
 
 
+def hooks_and_attention(model):
+    "How many hooks of ours hang on the model's modules, and by what its Q-Former attends."
+    hooks = [
+        h for m in model.modules() for h in {**m._forward_hooks, **m._forward_pre_hooks}.values()
+    ]
+    ours = [h for h in hooks if not h.__module__.startswith("transformers")]
+    return len(ours), model.fvta.qformer.layers.config._attn_implementation
+
+
 def test_explaining_leaves_the_model_as_it_was():
     model = model_with().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -103,10 +115,51 @@ def test_explaining_leaves_the_model_as_it_was():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert (
-        not any(m._forward_pre_hooks for m in (model.fvta.qformer, *model.cifr.blocks))
-        and model.fvta.qformer.layers.config._attn_implementation == "sdpa"
-    )
+    assert hooks_and_attention(model) == (0, "sdpa")
+
+
+@pytest.mark.parametrize("method", ["query_attention", "hidden_attention", "gate"])
+def test_an_error_on_the_way_leaves_the_model_as_it_was(method, monkeypatch):
+    model = model_with()
+    encoded = encode_question(model, noise(), "Where is the heart?")
+
+    def broken(*args, **named):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(model.classifier.head, "forward", broken)  # behind all that is noted
+    with pytest.raises(RuntimeError, match="no memory"):
+        explain_encoded(encoded, method, "yes")
+    assert hooks_and_attention(model) == (0, "sdpa")
+
+
+@pytest.mark.parametrize("encoder", ["convnext", "dinov2"])
+def test_an_encoded_question_is_asked_again_with_other_inputs(encoder):
+    encoded = encode_question(model_with(encoder), noise(), "Where is the heart?")
+    assert (encoded.lead, encoded.side) == ((0, 6) if encoder == "convnext" else (1, 6))
+    words = encoded.input_ids.repeat(3, 1)
+    words[1] = words[1].flip(0)
+    with torch.no_grad():
+        one, many = encoded.output().logits, encoded.output(input_ids=words).logits
+    assert many.shape == (3, len(ANSWERS))
+    torch.testing.assert_close(many[[0, 2]], one.expand(2, -1), rtol=1e-4, atol=1e-5)
+    assert (many[1] - one).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_influence_is_of_each_item_of_a_batch(bidirectional):
+    torch.manual_seed(0)
+    branch, x = SelectiveBranch(16, bidirectional=bidirectional), torch.randn(3, 7, 16)
+    with torch.no_grad():
+        together, alone = token_influence(branch, x), [token_influence(branch, i[None]) for i in x]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-6)
+    assert (together.triu(1).sum() > 0) == bidirectional
+
+
+def test_words_of_a_question_by_answer():
+    model = model_with()
+    parts = [explain_question(model, noise(), "Where is the heart?", a) for a in ("yes", "no")]
+    assert [[w for w, _ in p] for p in parts] == [["where", "is", "the", "heart", "?"]] * 2
+    assert max(abs(a - b) for (_, a), (_, b) in zip(*parts)) > 1e-4
 
 
 def test_frozen_encoders_and_half_of_the_parameters():
@@ -157,7 +210,10 @@ def test_saved_model_gives_the_same_map(tmp_path):
 def test_untrained_is_another_model_of_the_same_kind():
     model = model_with()
     other, same = untrained(model, 3), untrained(model, 3)
-    state = lambda m: torch.cat([p.flatten() for p in m.parameters()])
+
+    def state(m):
+        return torch.cat([p.flatten() for p in m.parameters()])
+
     assert torch.equal(state(other), state(same)) and not torch.equal(state(other), state(model))
     assert other.config.answers == model.config.answers and other.processor is model.processor
 
@@ -175,6 +231,35 @@ def test_grounding_on_the_layout_of_slake(tmp_path):
             and r["pointing: chance"] == r["energy: chance"] == r["area"]
         )
         assert all(0 <= v <= 1 for k, v in r.items() if ": " in k)
+
+
+def test_rival_explains_the_answer_of_the_model(tmp_path, monkeypatch):
+    made_data.write(made_data.slake_files(), tmp_path)
+    samples, model = load_dataset("slake", tmp_path), model_with()
+    rival, explained = untrained(model), []
+
+    def noted(which, *args):
+        heat = explain(which, *args)
+        explained.append((which is rival, heat.answer))
+        return heat
+
+    monkeypatch.setattr("cmi_mtl.grounding.explain", noted)
+    with torch.no_grad():
+        rival.classifier.head[-1].bias[ANSWERS.index("upper zone")] += 100
+    measure_grounding(model, samples, rival=rival)
+    by_model = [answer for is_rival, answer in explained if not is_rival]
+    assert [answer for is_rival, answer in explained if is_rival] == by_model
+    s = samples[0]
+    assert explain(rival, s.image, s.question).answer not in by_model  # its own would be another
+
+
+def test_table_without_a_rival(tmp_path):
+    made_data.write(made_data.slake_files(), tmp_path)
+    rows = measure_grounding(model_with(), load_dataset("slake", tmp_path))
+    lines = grounding_table(rows, ("chance", "centre")).splitlines()
+    assert {line.count("|") for line in lines} == {7} and "untrained" not in lines[0]
+    assert lines[2].startswith(f"| all with a region | {len(rows)} | pointing |")
+    assert lines[5] == "| focal finding, correct | 0 | pointing | - | - | - |"
 
 
 def test_region_mask_joins_boxes_and_masks(tmp_path):
