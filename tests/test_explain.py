@@ -1,4 +1,4 @@
-"Explanations on every kind of encoder, on the layout of SLAKE, from the file of a model, and of files that do not fit."
+"Explanations on every kind of encoder, on the layout of SLAKE, of saved models, of bad files."
 
 import json
 from dataclasses import replace
@@ -11,17 +11,20 @@ from made_run import assert_alike
 from PIL import Image
 from transformers import AutoConfig
 
+from cmi_mtl.block_influence import token_influence
+from cmi_mtl.cifr import SelectiveBranch
 from cmi_mtl.config import CMIMTLProcessor, tiny_config
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
-from cmi_mtl.explain import METHODS, explain, explain_question
+from cmi_mtl.explain import METHODS, encode_question, explain, explain_encoded, explain_question
 from cmi_mtl.grounding import (
     deletion_insertion,
     faithfulness,
-    ground,
+    grounding_table,
+    measure_grounding,
     region_mask,
-    sanity,
+    sanity_checks,
     untrained,
 )
 from cmi_mtl.model import CMIMTL
@@ -94,6 +97,15 @@ def test_attention_maps_whatever_the_options(options):
         assert m.grid.sum() == pytest.approx(1, abs=1e-4)  # shares of attention, over all patches
 
 
+def hooks_and_attention(model):
+    "How many hooks of ours hang on the model's modules, and by what its Q-Former attends."
+    hooks = [
+        h for m in model.modules() for h in {**m._forward_hooks, **m._forward_pre_hooks}.values()
+    ]
+    ours = [h for h in hooks if not h.__module__.startswith("transformers")]
+    return len(ours), model.fvta.qformer.layers.config._attn_implementation
+
+
 def test_explaining_leaves_the_model_as_it_was():
     model = model_with().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -104,10 +116,51 @@ def test_explaining_leaves_the_model_as_it_was():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert (
-        not any(m._forward_pre_hooks for m in (model.fvta.qformer, *model.cifr.blocks))
-        and model.fvta.qformer.layers.config._attn_implementation == "sdpa"
-    )
+    assert hooks_and_attention(model) == (0, "sdpa")
+
+
+@pytest.mark.parametrize("method", ["query_attention", "hidden_attention", "gate"])
+def test_an_error_on_the_way_leaves_the_model_as_it_was(method, monkeypatch):
+    model = model_with()
+    encoded = encode_question(model, noise(), "Where is the heart?")
+
+    def broken(*args, **named):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(model.classifier.head, "forward", broken)  # behind all that is noted
+    with pytest.raises(RuntimeError, match="no memory"):
+        explain_encoded(encoded, method, "yes")
+    assert hooks_and_attention(model) == (0, "sdpa")
+
+
+@pytest.mark.parametrize("encoder", ["convnext", "dinov2"])
+def test_an_encoded_question_is_asked_again_with_other_inputs(encoder):
+    encoded = encode_question(model_with(encoder), noise(), "Where is the heart?")
+    assert (encoded.lead, encoded.side) == ((0, 6) if encoder == "convnext" else (1, 6))
+    words = encoded.input_ids.repeat(3, 1)
+    words[1] = words[1].flip(0)
+    with torch.no_grad():
+        one, many = encoded.output().logits, encoded.output(input_ids=words).logits
+    assert many.shape == (3, len(ANSWERS))
+    torch.testing.assert_close(many[[0, 2]], one.expand(2, -1), rtol=1e-4, atol=1e-5)
+    assert (many[1] - one).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_influence_is_of_each_item_of_a_batch(bidirectional):
+    torch.manual_seed(0)
+    branch, x = SelectiveBranch(16, bidirectional=bidirectional), torch.randn(3, 7, 16)
+    with torch.no_grad():
+        together, alone = token_influence(branch, x), [token_influence(branch, i[None]) for i in x]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-6)
+    assert (together.triu(1).sum() > 0) == bidirectional
+
+
+def test_words_of_a_question_by_answer():
+    model = model_with()
+    parts = [explain_question(model, noise(), "Where is the heart?", a) for a in ("yes", "no")]
+    assert [[w for w, _ in p] for p in parts] == [["where", "is", "the", "heart", "?"]] * 2
+    assert max(abs(a - b) for (_, a), (_, b) in zip(*parts)) > 1e-4
 
 
 def test_frozen_encoders_and_half_of_the_parameters():
@@ -169,7 +222,7 @@ def test_untrained_is_another_model_of_the_same_kind():
 def test_grounding_on_the_layout_of_slake(tmp_path):
     made_data.write(made_data.slake_files(), tmp_path)
     samples = load_dataset("slake", tmp_path)
-    rows = ground(model_with(), samples, rival=untrained(model_with()))
+    rows = measure_grounding(model_with(), samples, rival=untrained(model_with()))
     assert [r["qid"] for r in rows] == [s.qid for s in samples if s.regions] and len(rows) >= 2
     assert json.loads(json.dumps(rows)) == rows  # plain values: they go into a file as they are
     for r in rows:
@@ -179,6 +232,35 @@ def test_grounding_on_the_layout_of_slake(tmp_path):
             and r["pointing: chance"] == r["energy: chance"] == r["area"]
         )
         assert all(0 <= v <= 1 for k, v in r.items() if ": " in k)
+
+
+def test_rival_explains_the_answer_of_the_model(tmp_path, monkeypatch):
+    made_data.write(made_data.slake_files(), tmp_path)
+    samples, model = load_dataset("slake", tmp_path), model_with()
+    rival, explained = untrained(model), []
+
+    def noted(which, *args):
+        heat = explain(which, *args)
+        explained.append((which is rival, heat.answer))
+        return heat
+
+    monkeypatch.setattr("cmi_mtl.grounding.explain", noted)
+    with torch.no_grad():
+        rival.classifier.head[-1].bias[ANSWERS.index("upper zone")] += 100
+    measure_grounding(model, samples, rival=rival)
+    by_model = [answer for is_rival, answer in explained if not is_rival]
+    assert [answer for is_rival, answer in explained if is_rival] == by_model
+    s = samples[0]
+    assert explain(rival, s.image, s.question).answer not in by_model  # its own would be another
+
+
+def test_table_without_a_rival(tmp_path):
+    made_data.write(made_data.slake_files(), tmp_path)
+    rows = measure_grounding(model_with(), load_dataset("slake", tmp_path))
+    lines = grounding_table(rows, ("chance", "centre")).splitlines()
+    assert {line.count("|") for line in lines} == {7} and "untrained" not in lines[0]
+    assert lines[2].startswith(f"| all with a region | {len(rows)} | pointing |")
+    assert lines[5] == "| focal finding, correct | 0 | pointing | - | - | - |"
 
 
 def test_region_mask_joins_boxes_and_masks(tmp_path):
@@ -196,9 +278,12 @@ def test_region_mask_joins_boxes_and_masks(tmp_path):
 def test_sanity_and_faithfulness_are_reproducible(tmp_path):
     made_data.write(made_data.slake_files(), tmp_path)
     samples, model = load_dataset("slake", tmp_path)[:2], model_with()
-    for measure in (lambda: sanity(model, samples), lambda: faithfulness(model, samples, steps=4)):
+    for measure in (
+        lambda: sanity_checks(model, samples),
+        lambda: faithfulness(model, samples, steps=4),
+    ):
         assert_alike(measure(), measure())
-    assert all(r["weights"] == pytest.approx(1) for r in sanity(model, samples, rival=model))
+    assert all(r["weights"] == pytest.approx(1) for r in sanity_checks(model, samples, rival=model))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
