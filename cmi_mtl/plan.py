@@ -42,35 +42,26 @@ EIGHT = tuple(v for v, changes in VARIANTS.items() if set(changes) <= {"fvta", "
 FUSED = tuple(v for v in VARIANTS if v.startswith("fusion_") and not v.startswith("fusion_layers"))
 
 # %% ../nbs/45_plan.ipynb #6af9854d
+# fmt: off
 EXPERIMENTS = {
-    "comparison": (
-        Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
-        Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"), seeds=3),
-    ),
+    "comparison": (Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
+                   Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"), seeds=3)),
     "ablation": (Block("ablation", EIGHT, seeds=3, phantom_seeds=3),),
-    "audit": (
-        Block(
-            "audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3, datasets=("vqa_rad", "phantom")
-        ),
-    ),
+    "audit": (Block("audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3,
+                    datasets=("vqa_rad", "phantom")),),
     "fusion": (Block("fusion", ("cmi_mtl", "no_cifr", *FUSED), datasets=("vqa_rad", "phantom")),),
     "sensitivity": (Block("sensitivity", ("cmi_mtl", *SENSITIVITY), datasets=("vqa_rad",)),),
     "selection": (Block("selection", ()),),
     "interpretability": (Block("interpretability", ("cmi_mtl",)),),
 }
 TINY = dict(data_options={"n_images": 24}, epochs=1, batch_size=8)
-SMOKE = (
-    Block(
-        "comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",), settings=TINY
-    ),
-    Block("ablation", EIGHT, datasets=("phantom",), settings=TINY),
-    Block("sensitivity", ("alpha=0.4",), datasets=("phantom",), settings=TINY),
-)
-STUDIES = {
-    **EXPERIMENTS,
-    "smoke": SMOKE,
-    "full": tuple(block for blocks in EXPERIMENTS.values() for block in blocks),
-}
+SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",),
+               settings=TINY),
+         Block("ablation", EIGHT, datasets=("phantom",), settings=TINY),
+         Block("sensitivity", ("alpha=0.4",), datasets=("phantom",), settings=TINY))
+STUDIES = {**EXPERIMENTS, "smoke": SMOKE,
+           "full": tuple(block for blocks in EXPERIMENTS.values() for block in blocks)}
+# fmt: on
 
 # %% ../nbs/45_plan.ipynb #73518bf2
 def load_study(study: str) -> tuple[Block, ...]:

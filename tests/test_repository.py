@@ -213,7 +213,7 @@ def imported(source):
 def place(path):
     "Where a room stands: 29a, of the appendix, lies under 29 and above 28."
     number, letter = re.match(r"(\d+)([a-z]?)_", path.name).groups()
-    assert bool(letter) == (path.parent.name == "appendix"), path
+    assert bool(letter) == (path.parent.name == "appendix"), f"{path}: appendix rooms have a letter"
     return int(number), letter or "~"
 
 
@@ -276,8 +276,8 @@ def without_encoding(source):
             and owner not in ("Image", "os", "webbrowser", "zipfile")
             and isinstance(node.func, (ast.Name, ast.Attribute))
         )
-        if name == "write_text" and isinstance(node.func, ast.Name):
-            continue  # cmi_mtl.core.write_text, always UTF-8
+        if name in ("read_text", "write_text") and isinstance(node.func, ast.Name):
+            continue  # the package's own, always UTF-8
         as_text = (
             name in PROCESSES and owner == "subprocess" and {"text", "universal_newlines"} & given
         )
