@@ -8,6 +8,7 @@ __all__ = ['GROUPS', 'cluster_bootstrap', 'accuracy', 'score', 'format_score', '
            'visual_reliance', 'consistency', 'band_names', 'by_distance', 'accuracy_by_band']
 
 # %% ../nbs/27_metrics.ipynb #6476e287
+import functools
 import itertools
 import math
 
@@ -16,6 +17,15 @@ import numpy as np
 from .core import InputError, Problem
 
 # %% ../nbs/27_metrics.ipynb #0d8a3d13
+@functools.lru_cache(maxsize=8)
+def _drawn(clusters: int, seeds: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "How often each cluster, and how large a share each seed, stands in each of the draws."
+    rng = np.random.default_rng(seed)
+    w = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    return w, of_seeds
+
+
 def cluster_bootstrap(
     correct, clusters, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
@@ -28,9 +38,7 @@ def cluster_bootstrap(
         return math.nan, math.nan
     n = np.bincount(index)
     c = np.stack([np.bincount(index, weights=row) for row in correct])
-    rng = np.random.default_rng(seed)
-    w = rng.multinomial(len(n), np.full(len(n), 1 / len(n)), size=draws)
-    of_seeds = rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=draws) / len(c)
+    w, of_seeds = _drawn(len(n), len(c), draws, seed)  # the same for every question asked of them
     means = (w @ c.T * of_seeds).sum(1) / (w @ n)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

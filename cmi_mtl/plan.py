@@ -310,9 +310,7 @@ def planned_tables(datasets: list[str], study: str, top: Path) -> list[dict]:
 
 # %% ../nbs/45_plan.ipynb #f6c9aa92
 def baselines_row(dataset: str, given: dict, top: Path) -> dict:
-    """What the plan says of the six baselines of a data set, which one notebook scores together.
-
-    They are finished where all six have a published record."""
+    "The six baselines of a data set: finished where all six have a published record."
     from cmi_mtl.baselines import BASELINES  # a plan of tables alone does without
 
     folder, name = str(top / "runs/baselines" / dataset), f"{dataset}/baselines"

@@ -20,12 +20,8 @@ from pathlib import Path
 import psutil
 
 import cmi_mtl.phantom  # noqa: F401  registers its loader
-from .build import check_options
-from .config import tiny_config
 from .core import InputError, Problem, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
-from .encoders import build_tokenizer
-from .model import CMIMTL
 from cmi_mtl.plan import (
     EXPERIMENT_NOTEBOOKS,
     STUDIES,
@@ -96,7 +92,6 @@ def _run_problems(run: PlannedRun) -> list[Problem]:
         return fixed
     try:
         s = run.settings()
-        check_options(s.model_options)
         if s.model_options:
             _small_model({**variant_options(run.variant), **s.model_options})
     except InputError as e:
@@ -106,6 +101,13 @@ def _run_problems(run: PlannedRun) -> list[Problem]:
 
 def _small_model(options: dict):
     "Builds a tiny model with these options. Raises `InputError` where they do not fit each other."
+    # imported here: most studies change no option, and tables are made without a model
+    from cmi_mtl.build import check_options
+    from cmi_mtl.config import tiny_config
+    from cmi_mtl.encoders import build_tokenizer
+    from cmi_mtl.model import CMIMTL
+
+    check_options(options)
     try:
         CMIMTL(tiny_config(["yes", "no"], build_tokenizer(["is it there"]), **options))
     except (TypeError, ValueError, RuntimeError) as e:
