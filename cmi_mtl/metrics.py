@@ -137,16 +137,9 @@ def sign_flip_test(gains, clusters, draws: int = 10_000, seed: int = 0) -> dict:
     def distance(x, axis):
         return np.abs(x.sum(axis))
 
-    test = permutation_test(
-        (totals,),
-        distance,
-        permutation_type="samples",
-        vectorized=True,
-        alternative="greater",
-        n_resamples=draws,
-        batch=1000,
-        random_state=np.random.default_rng(seed),
-    )
+    how = {"permutation_type": "samples", "vectorized": True, "alternative": "greater"}
+    how |= {"n_resamples": draws, "batch": 1000, "random_state": np.random.default_rng(seed)}
+    test = permutation_test((totals,), distance, **how)
     return {"mean": float(gains.mean()), "p": float(test.pvalue), "clusters": len(totals) - 1}
 
 # %% ../nbs/27_metrics.ipynb #e47da728
@@ -181,17 +174,16 @@ def fit_temperature(logits, labels) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
-    if len(labels) == 0:
+    labels = np.asarray(labels)
+    logits, labels = np.asarray(logits, dtype=float)[labels >= 0], labels[labels >= 0]
+    if not len(labels):
         return 1.0
 
     def loss(log_t):  # of the logarithm: halving and doubling are equally far
         said = log_softmax(logits / math.exp(log_t), axis=1)
         return -said[np.arange(len(labels)), labels].mean()
 
-    bounds = math.log(0.05), math.log(20)
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20))).x)
 
 # %% ../nbs/27_metrics.ipynb #ec844606
 def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:

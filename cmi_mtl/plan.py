@@ -21,6 +21,7 @@ from pathlib import Path
 from .core import RECORD_SCHEMA, InputError, Problem, sha256_json
 from .departures import AUDIT
 from .records import configuration, differences, without_names
+from .run import load_papermill
 from .settings import SENSITIVITY, VARIANTS, Settings, make_settings, variant_options
 
 # %% ../nbs/45_plan.ipynb #f3cdb7c0
@@ -276,15 +277,13 @@ def publish_command(top: Path, folder: str) -> str:
 # %% ../nbs/45_plan.ipynb #0aa73127
 def table_row(b: Block, dataset: str, top: Path) -> dict:
     "What the plan says of a table. `skip`: a path that must be there and is not, else None."
-    import papermill
-
     notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
     out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
     records = sorted((figures / "records").glob(f"*-{dataset}-*.json"))
     model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
     given = {"dataset": dataset, "checkpoint": str(model)}
     given |= {"records": os.path.abspath(figures / "records")}
-    known = papermill.inspect_notebook(str(notebook))
+    known = load_papermill().inspect_notebook(str(notebook))
     own = {k: x for k, x in given.items() if k in known}
     files = f"{b.experiment}_{dataset}.*"
     copy = ["find", str(out), "-name", files, "-exec", "cp", "{}", str(figures), ";"]
