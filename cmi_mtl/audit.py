@@ -22,7 +22,9 @@ from .model import CMIMTL
 
 # %% ../nbs/29_audit.ipynb #83b9e5ca
 class RandomCIFR(nn.Module):
-    "As `CIFR`, but drawn anew in each forward pass, as published. Nothing in it is trained or saved."
+    """As `CIFR`, but drawn anew in each forward pass, as published.
+
+    Nothing in it is trained or saved."""
 
     def __init__(self, config: CMIMTLConfig):
         super().__init__()

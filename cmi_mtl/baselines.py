@@ -33,8 +33,8 @@ class Questions:
     """Questions as columns of n rows.
 
     `words`: their text; `pictures`: names that are the same for the same picture; `views`: what
-    `usual_answer` knows of a picture; `answers`: normalised; `meaning` (n, d_q) and `seen` (n, d_v):
-    vectors of length 1 for question and picture, None where no baseline asked for them."""
+    `usual_answer` knows of a picture; `answers`: normalised; `meaning` (n, d_q) and `seen` (n,
+    d_v): vectors of length 1 for question and picture, None where no baseline asked for them."""
 
     words: list[str]
     pictures: list[str]
@@ -67,7 +67,8 @@ def organ_and_modality(s: VQASample):
 def as_questions(
     samples: list[VQASample], view: Callable = organ_and_modality, **vectors
 ) -> Questions:
-    "Samples as columns; `view(sample)`: what is known of its picture; `vectors`: `meaning`, `seen`."
+    """Samples as columns; `view(sample)`: what is known of its picture; `vectors`: `meaning`,
+    `seen`."""
     return Questions(
         [s.question for s in samples],
         [s.picture for s in samples],
@@ -127,7 +128,8 @@ def best_strength(name: str, train: Questions, validation: Questions) -> float:
 
 # %% ../nbs/28_baselines.ipynb #64d25ed5
 def look_up(train: Questions, asked: Questions) -> list[str]:
-    "The answer of the training question most similar in `meaning`, about the same picture if there is one."
+    """The answer of the training question most similar in `meaning`, about the same picture if
+    there is one."""
     rows = defaultdict(list)
     for j, picture in enumerate(train.pictures):
         rows[picture].append(j)

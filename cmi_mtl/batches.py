@@ -33,8 +33,8 @@ from .settings import Settings
 
 # %% ../nbs/32_batches.ipynb #e89936e2
 def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASample]:
-    """The data set, given or loaded, with its splits as `train_on` wants them: a validation split, its
-    own or carved; or none, its questions being training questions.
+    """The data set, given or loaded, with its splits as `train_on` wants them: a validation
+    split, its own or carved; or none, its questions being training questions.
 
     Raises `InputError` when a split has no question."""
     if samples is None:

@@ -53,7 +53,8 @@ class InputError(ValueError):
 # %% ../nbs/01_core.ipynb #90041c66
 @contextlib.contextmanager
 def atomic_path(path: str | Path):
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it when it does not.
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete
+    it when it does not.
 
     Works for files. The parent folder is made if it is missing."""
     path = Path(path)
@@ -78,7 +79,8 @@ def write_text(path: str | Path, text: str):
 
 # %% ../nbs/01_core.ipynb #5b6ef59a
 def write_json(path: str | Path, obj):
-    "Write `obj` to `path` atomically, as indented JSON. NaN and infinity are refused: JSON has no word for them."
+    """Write `obj` to `path` atomically, as indented JSON. NaN and infinity are refused: JSON has
+    no word for them."""
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -120,8 +122,8 @@ def data_home() -> Path:
 
 
 def find_weights(name: str) -> str:
-    """Where `from_pretrained` shall look for `name`: a folder as it is; the folder in `CMI_MTL_WEIGHTS` that has the last
-    part of the hub name; else the hub name itself."""
+    """Where `from_pretrained` shall look for `name`: a folder as it is; the folder in
+    `CMI_MTL_WEIGHTS` that has the last part of the hub name; else the hub name itself."""
     if Path(name).is_dir():
         return str(name)
     local = Path(os.environ.get("CMI_MTL_WEIGHTS") or "/nonexistent") / name.rsplit("/", 1)[-1]

@@ -18,10 +18,11 @@ from .samples import VQASample
 class Departure:
     """One way in which the published code departs from the paper.
 
-    `part`: what the model must have for it; `options`: changes to its configuration; `settings`: to
-    the recipe; `slow`: beginnings of names of parameters that get a fifth of their rate; `pads`: whether questions are padded to the longest of
-    all; `test_answers`, `test_epoch`: looks at the test split; `no_effect`: why it has none on the
-    answers, where that is by construction."""
+    `part`: what the model must have for it; `options`: changes to its configuration; `settings`:
+    to the recipe; `slow`: beginnings of names of parameters that get a fifth of their rate;
+    `pads`: whether questions are padded to the longest of all; `test_answers`, `test_epoch`:
+    looks at the test split; `no_effect`: why it has none on the answers, where that is by
+    construction."""
 
     says: str
     part: str | None = None
@@ -90,7 +91,8 @@ def rate_share(variant: str, name: str) -> float:
 
 
 def answers_seen(variant: str, samples: list[VQASample]) -> list[VQASample]:
-    "What the vocabulary is built from: the samples, with 6a those of the test split among training."
+    """What the vocabulary is built from: the samples, with 6a those of the test split among
+    training."""
     if not any(d.test_answers for d in departures(variant)):
         return samples
     return [replace(s, split="train") if s.split == "test" else s for s in samples]
@@ -120,8 +122,8 @@ def looked(history: list[dict], questions: int) -> np.ndarray:
 
 
 def audit_record(variant: str, history: list[dict]) -> dict:
-    """What a record says of the audit: base and departures; with 6b also the accuracy in percent on the
-    test split at the best epoch and at the last. Of another variant nothing."""
+    """What a record says of the audit: base and departures; with 6b also the accuracy in percent
+    on the test split at the best epoch and at the last. Of another variant nothing."""
     if variant not in AUDIT:
         return {}
     row = AUDIT[variant]

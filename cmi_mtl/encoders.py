@@ -65,7 +65,9 @@ def encoder_config(name: str) -> PretrainedConfig:
 
 
 def load_encoder(name: str) -> PreTrainedModel:
-    "An encoder with its weights, in float32, by folder or hub name. Raises `InputError` as `encoder_config` does."
+    """An encoder with its weights, in float32, by folder or hub name.
+
+    Raises `InputError` as `encoder_config` does."""
     config = encoder_config(name)
     try:
         return AutoModel.from_pretrained(find_weights(name), config=config, dtype=torch.float32)
@@ -80,7 +82,8 @@ def load_encoder(name: str) -> PreTrainedModel:
 
 # %% ../nbs/20_encoders.ipynb #5266c0e1
 def image_tokens(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    "Run an image encoder: pixels (B, 3, H, W) -> tokens (B, N, d), row by row, class token first where the model has one."
+    """Run an image encoder: pixels (B, 3, H, W) -> tokens (B, N, d), row by row, class token
+    first where the model has one."""
     resize = (
         {"interpolate_pos_encoding": True}
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -100,7 +103,9 @@ def text_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tenso
 
 
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    "A mask (B, L) of ones and zeros as what is added to attention scores, (B, 1, 1, L). Spares transformers a look at its values."
+    """A mask (B, L) of ones and zeros as what is added to attention scores, (B, 1, 1, L).
+
+    Spares transformers a look at its values."""
     return torch.where(attention_mask.bool(), 0.0, -1e4).to(dtype)[:, None, None]
 
 
@@ -117,9 +122,11 @@ def token_width(config: PretrainedConfig) -> int:
 
 
 def pool_patches(tokens: Tensor, lead: int, side: int, pool: int) -> Tensor:
-    """Average patches over squares of `pool` × `pool`: tokens (B, lead + side², d) -> (B, lead + (side / pool)², d).
+    """Average patches over squares of `pool` × `pool`: tokens (B, lead + side², d) -> (B, lead +
+    (side / pool)², d).
 
-    The `lead` tokens before the patches stay. Raises `InputError` where `pool` does not divide `side`."""
+    The `lead` tokens before the patches stay. Raises `InputError` where `pool` does not divide
+    `side`."""
     if pool == 1:
         return tokens
     if side % pool:
@@ -167,7 +174,8 @@ def tiny_text_config(vocab_size: int) -> PretrainedConfig:
 
 # %% ../nbs/20_encoders.ipynb #735e5467
 def sine_positions(side: int, d: int) -> Tensor:
-    """Sines and cosines of the place of each patch of a square grid, row by row: (side * side, d), `d` a multiple of 4.
+    """Sines and cosines of the place of each patch of a square grid, row by row: (side * side,
+    d), `d` a multiple of 4.
 
     Source: Vaswani et al. 2017, section 3.5, for each of two directions."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -180,7 +188,8 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    "A WordPiece tokenizer whose vocabulary is the words of `texts` (most frequent first) and the letters to spell others."
+    """A WordPiece tokenizer whose vocabulary is the words of `texts` (most frequent first) and
+    the letters to spell others."""
     words = Counter(w for t in texts for w in re.findall(r"\w+|[^\w\s]", t.lower()))
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789") | {c for w in words for c in w})
     pieces = [
@@ -243,7 +252,8 @@ VERSION = (
 
 
 def fingerprint(model: PreTrainedModel, without: tuple[str, ...] = ()) -> str:
-    """SHA-256 over a model's configuration and its weights, whatever version of transformers loaded them.
+    """SHA-256 over a model's configuration and its weights, whatever version of transformers
+    loaded them.
 
     `without`: beginnings of names of weights to be left out."""
     config = {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"}
@@ -294,11 +304,12 @@ def encode_once(
     batch_size: int = 32,
     title: str = "encoding",
 ) -> np.ndarray:
-    """Tokens of all inputs, from the cache or computed: a read-only memory map (n, N, d), float16.
+    """Tokens of all inputs, from the cache or computed: a read-only memory map (n, N, d),
+    float16.
 
-    `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per input;
-    `batch(slice)` computes the tokens (b, N, d) of those inputs; `shape` = (N, d). The cache lies
-    under `cache_home()/tokens`."""
+    `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per
+    input; `batch(slice)` computes the tokens (b, N, d) of those inputs; `shape` = (N, d). The
+    cache lies under `cache_home()/tokens`."""
     whose = {"encoder": fingerprint(model), "settings": settings, "inputs": digests}
     key = sha256_json({"version": VERSION, **whose, "shape": shape})
     folder = cache_home() / "tokens" / key[:32]

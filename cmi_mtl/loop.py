@@ -308,8 +308,8 @@ def log_epoch(run: Run, row: dict):
 
 # %% ../nbs/35_loop.ipynb #30cdc297
 def fit(run: Run, validation: list[int]):
-    """Train all epochs, from where the run stands; `validation`: rows to be scored after each, or none.
-    The model keeps its last weights."""
+    """Train all epochs, from where the run stands; `validation`: rows to be scored after each, or
+    none. The model keeps its last weights."""
     p = run.progress
     with heed_sigterm() as heard:
         while p.epoch <= run.settings.epochs:

@@ -46,7 +46,8 @@ FUSED = tuple(v for v in VARIANTS if v.startswith("fusion_") and not v.startswit
 # fmt: off
 EXPERIMENTS = {
     "comparison": (Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
-                   Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"), seeds=3)),
+                   Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"),
+                         seeds=3)),
     "ablation": (Block("ablation", EIGHT, seeds=3, phantom_seeds=3),),
     "audit": (Block("audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3,
                     datasets=("vqa_rad", "phantom")),),

@@ -42,7 +42,8 @@ def _score_tables(record: dict) -> dict[str, dict]:
 
 
 def group_numbers(record: dict, rows: list[dict]) -> dict[str, dict]:
-    "For each of `GROUPS` a number for each name: first those of the test questions `rows`, then what else the record names."
+    """For each of `GROUPS` a number for each name: first those of the test questions `rows`, then
+    what else the record names."""
     numbers = {}
     for group in GROUPS:
         tested = sorted({r[group] for r in rows if r.get(group) is not None})
@@ -67,7 +68,8 @@ def _numbered(table: dict, numbers: dict) -> dict:
 
 # %% ../nbs/42_records.ipynb #d1b0a251
 def without_names(record: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
-    "A run's record and prediction rows, names of persons, files and groups of questions taken out or made digests and numbers."
+    """A run's record and prediction rows, names of persons, files and groups of questions taken
+    out or made digests and numbers."""
     rows = [
         {
             **r,
@@ -238,7 +240,8 @@ def _flat(x, name: str) -> dict:
 
 
 def configuration(record: dict) -> dict[str, object]:
-    "What all seeds of a variant share: settings and fields of the model, such as `model.num_queries`, with their values."
+    """What all seeds of a variant share: settings and fields of the model, such as
+    `model.num_queries`, with their values."""
     settings = {k: v for k, v in record["settings"].items() if k not in FREE}
     flat = (
         _flat(settings, "settings")

@@ -47,7 +47,8 @@ def _parameters_of(notebook: Path) -> set[str]:
 
 # %% ../nbs/44_run.ipynb #17f48386
 def this_python() -> type:
-    "A kernel manager class whose kernel is the Python that runs this, whatever kernels are installed on the machine."
+    """A kernel manager class whose kernel is the Python that runs this, whatever kernels are
+    installed on the machine."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -73,12 +74,12 @@ def _unknown(parameters: dict, known: set[str], notebook: str) -> list[Problem]:
 
 
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> Path:
-    """Execute `notebook` with `parameters` and save it as `output`, whose folder it gets as `folder`
-    where it takes that.
+    """Execute `notebook` with `parameters` and save it as `output`, whose folder it gets as
+    `folder` where it takes that.
 
-    Raises `InputError` for a missing notebook, one without a tagged cell, or an unknown parameter,
-    before anything runs; and papermill's `PapermillExecutionError` when a cell fails, after the
-    partial notebook is saved with the failing cell marked."""
+    Raises `InputError` for a missing notebook, one without a tagged cell, or an unknown
+    parameter, before anything runs; and papermill's `PapermillExecutionError` when a cell fails,
+    after the partial notebook is saved with the failing cell marked."""
     notebook, output = Path(notebook), Path(output)
     known = _parameters_of(notebook)
     problems = _unknown(parameters, known, notebook.name)
@@ -139,7 +140,10 @@ def _failure(e: BaseException) -> str:
 
 # %% ../nbs/44_run.ipynb #d977e8df
 def main(argv: list[str] | None = None) -> int:
-    "The command line. Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on stderr."
+    """The command line.
+
+    Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on
+    stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m cmi_mtl.run", description="Run an experiment notebook, strictly."
     )

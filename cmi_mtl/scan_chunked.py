@@ -76,7 +76,8 @@ def _all_chunks(soft, u, delta, A, B, C, D, z, bias):
 
 # %% ../nbs/appendix/21b_scan_chunked.ipynb #549fc35e
 def _recurrence_backward(u, step, A, B, C, decay, states, start, dy, g):
-    "du, dstep, dB, dC, dA of one chunk, next `g`; from `dy` and `g`, the gradient of its last state."
+    """du, dstep, dB, dC, dA of one chunk, next `g`; from `dy` and `g`, the gradient of its last
+    state."""
     dC = (states @ dy[..., None]).squeeze(3)
     grad = C[..., None] * dy[:, :, None]  # what comes from the outputs, then from later states
     grad[-1] += g

@@ -47,7 +47,8 @@ class Settings(Learning):
 
     `variant`: a row of `VARIANTS` or `AUDIT`, over which `model_options` is put. `train_on`:
     "train", or "train+validation" for all questions that are not of the test split. `save_every`:
-    steps between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
+    steps between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away.
+    """
 
     dataset: str = "phantom"
     preset: str = "tiny"

@@ -222,17 +222,11 @@ def kinds_table(record: dict) -> str:
 
     Raises `InputError` where the record has no `beyond_the_view`."""
     if not record.get("beyond_the_view"):
-        raise InputError(
-            Problem(
-                "beyond_the_view",
-                "is not in the record",
-                "Publish a run of experiments/train, which compares kinds",
-            )
-        )
-    lines = [
-        "| kind of question | questions | accuracy | usual answer by wording and view | difference |",
-        "|---|---|---|---|---|",
-    ]
+        remedy = "Publish a run of experiments/train, which compares kinds"
+        raise InputError(Problem("beyond_the_view", "is not in the record", remedy))
+    names = ["kind of question", "questions", "accuracy", "usual answer by wording and view"]
+    names.append("difference")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for kind, r in record["beyond_the_view"].items():
         usual = r["accuracy"] - r["difference"]
         gain = format_difference(r["difference"], r["low"], r["high"])
@@ -256,11 +250,11 @@ def save_results(
     figure: plt.Figure,
     sources: dict[str, dict] | None = None,
 ) -> list[str]:
-    """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg` and
-    `.png` (the picture) to `folder`. Returns the names of the files.
+    """Write `<name>.csv` (the numbers), `.md` (sentences and tables), `.tex` (the tables), `.svg`
+    and `.png` (the picture) to `folder`. Returns the names of the files.
 
-    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of, None
-    for what was measured on the spot."""
+    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of,
+    None for what was measured on the spot."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
@@ -283,7 +277,8 @@ def save_results(
 
 # %% ../nbs/43_tables.ipynb #7bfc38f8
 def made_of(page: str | Path) -> list[Path]:
-    """The records that a Markdown page of `save_results` names, as paths: they lie in records/ beside it.
+    """The records that a Markdown page of `save_results` names, as paths: they lie in records/
+    beside it.
 
     Raises `InputError` where there is no such page, or one that names no records."""
     page = Path(page)

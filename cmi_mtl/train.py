@@ -191,14 +191,14 @@ def train(
 ) -> dict:
     """Train, score the test split once, save. Returns the run record.
 
-    Writes into `folder`: model/ (weights as safetensors, configuration, processor), history.jsonl,
-    predictions.jsonl, record.json, and checkpoints/ while it runs. Called again with the same
-    settings, an unfinished run goes on. A finished one has no checkpoints, and is done anew; its
-    record counts how often the test split was scored.
+    Writes into `folder`: model/ (weights as safetensors, configuration, processor),
+    history.jsonl, predictions.jsonl, record.json, and checkpoints/ while it runs. Called again
+    with the same settings, an unfinished run goes on. A finished one has no checkpoints, and is
+    done anew; its record counts how often the test split was scored.
 
-    A `trial` is a run that helps to choose settings: scored on validation alone, it does not look at
-    the test split and leaves nothing but its history and record. Raises `InputError` for bad data or
-    settings, before anything is written, and for a full disk; `Stopped` after SIGTERM."""
+    A `trial` is a run that helps to choose settings: scored on validation alone, it does not look
+    at the test split and leaves nothing but its history and record. Raises `InputError` for bad
+    data or settings, before anything is written, and for a full disk; `Stopped` after SIGTERM."""
     transformers_logging.disable_progress_bar()
     folder = Path(folder)
     if trial and s.train_on != "train":

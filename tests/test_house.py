@@ -1,0 +1,81 @@
+"The measure of the house: short lines, short cells, modules one can take in, no statement beside another."
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(
+    p.relative_to(ROOT)
+    for p in (ROOT / "nbs").rglob("*.ipynb")
+    if not p.parent.name.startswith(".")
+)
+PYTHON = TransformerManager()
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
+
+
+def code_of(path):
+    "The code cells, each as its lines, without directives of nbdev and empty lines at either end."
+    cells = nbformat.read(ROOT / path, as_version=4).cells
+    sources = [c.source for c in cells if c.cell_type == "code"]
+    return [
+        "\n".join(line for line in s.splitlines() if not line.startswith("#|")).strip("\n")
+        for s in sources
+    ]
+
+
+def holds_c(source):
+    "Whether a cell holds a piece of C, whose length counts as one line."
+    return 'r"""' in source and re.search(r"^\s*/\*|^#define|^#include", source, re.M) is not None
+
+
+@each_notebook
+def test_lines_and_cells_are_short(path):
+    for source in code_of(path):
+        lines = source.splitlines()
+        assert not [x for x in lines if len(x) > 100], "a line has at most 100 columns"
+        assert len(lines) <= 40 or holds_c(source), f"a cell has at most 40 lines: {lines[0]}"
+
+
+def semicolons(source):
+    "Lines on which a statement begins beside another."
+    tree = ast.parse(PYTHON.transform_cell(source))
+    beside = []
+    for node in ast.walk(tree):
+        for block in ("body", "orelse", "finalbody"):
+            statements = getattr(node, block, None)
+            if not isinstance(statements, list):
+                continue
+            ends = [s.end_lineno for s in statements]
+            beside += [s.lineno for s, end in zip(statements[1:], ends) if s.lineno == end]
+    return beside
+
+
+@each_notebook
+def test_no_statement_stands_beside_another(path):
+    assert not [s for s in code_of(path) if semicolons(s)]
+
+
+def test_a_semicolon_is_found():
+    assert semicolons("x = 1; y = 2") == [1] and not semicolons("x = 'a; b'\ny = 2")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cmi_mtl").glob("*.py")), ids=lambda p: p.name)
+def test_a_module_can_be_taken_in(path):
+    if path.name != "_modidx.py":  # nbdev's index
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_a_line_has_few_syntax_nodes():
+    nodes = lines = 0
+    for path in NOTEBOOKS:
+        for source in code_of(path):
+            nodes += sum(1 for _ in ast.walk(ast.parse(PYTHON.transform_cell(source))))
+            lines += sum(
+                bool(x.strip()) and not x.strip().startswith("#") for x in source.splitlines()
+            )
+    assert nodes / lines <= 12
