@@ -91,10 +91,10 @@ class EncodedQuestion:
     def output(self, **changed: Tensor):
         "What the model says, with inputs `changed` to some (B, ...); the others are repeated."
         names = ("image_tokens", "input_ids", "attention_mask")
-        rows = len(next(iter(changed.values()), self.input_ids))
+        rows = len(next(iter(changed.values()), self.input_ids))  # of nothing changed: 1
         inputs = {name: getattr(self, name) for name in names}
         repeated = {name: x.expand(rows, *x.shape[1:]) for name, x in inputs.items()}
-        return self.model(**repeated | changed)
+        return self.model(**repeated | changed)  # what changed goes before
 
 # %% ../nbs/40_explain.ipynb #b6dd4a07
 def _check_can_answer(model: CMIMTL, question: str) -> None:
@@ -113,7 +113,7 @@ def encode_question(model: CMIMTL, image, question: str) -> EncodedQuestion:
     Raises `InputError` for an empty question, an unreadable picture, or a model without its
     processor or vocabulary."""
     _check_can_answer(model, str(question))
-    model.eval()
+    model.eval()  # no dropout: the same question has one map
     image = open_image(image)
     pixels = model.processor.pixels(image).to(model.device, model.dtype)[None]
     words = {k: x.to(model.device) for k, x in model.processor.words([str(question)]).items()}
@@ -148,7 +148,7 @@ def generator_score(answer: str):
         rows, tokenizer = len(out.logits), model.processor.generator_tokenizer
         labels = answer_labels(tokenizer, [answer], model.config.max_answer_length)
         labels = labels.to(out.logits.device).expand(rows, -1)
-        kind = out.type_logits.float().softmax(-1)
+        kind = out.type_logits.float().softmax(-1)  # as in training: closed or open
         states = (out.image_states, out.question_states, out.lengths)
         loss, tokens = model.generator(*states, kind, labels)
         return -(loss / tokens).expand(rows)
@@ -163,6 +163,7 @@ class ScoreFromGrid(nn.Module):
 
     def __init__(self, encoded: EncodedQuestion, score):
         super().__init__()
+        # A layer that does nothing, but has an output to be differentiated.
         self.grid, self.encoded, self.score = nn.Identity(), encoded, score
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def _grad_cam_of(encoded: EncodedQuestion, score) -> Tensor:
     from captum.attr import LayerGradCam  # here, since it is slow to import
 
     patches = encoded.image_tokens[:, encoded.lead :].transpose(1, 2)
-    grid = encoded.on_grid(patches).clone().requires_grad_()
+    grid = encoded.on_grid(patches).clone().requires_grad_()  # a clone: encoded stays
     behind = ScoreFromGrid(encoded, score)
     found = LayerGradCam(behind, behind.grid).attribute(grid, relu_attributions=True)
     return found[0, 0].detach()
@@ -199,8 +200,7 @@ def query_to_patch(encoded: EncodedQuestion) -> Tensor:
     Without FVTA each image token goes on for itself: the identity."""
     model = encoded.model
     if not model.config.fvta:
-        tokens = encoded.image_tokens
-        return torch.eye(tokens.shape[1], device=tokens.device)[:, encoded.lead :]
+        return torch.eye(encoded.image_tokens.shape[1], device=model.device)[:, encoded.lead :]
     qformer = model.fvta.qformer
     (((args, named, _), *_),) = record_calls([qformer], encoded.output)
     fast = qformer.layers.config._attn_implementation
@@ -230,7 +230,7 @@ def cross_mamba_inputs(encoded: EncodedQuestion, method: str) -> list[tuple]:
     if not blocks or not all(isinstance(b, CrossMambaBlock) for b in blocks):
         what, way_out = "this model has no Cross-Mamba block", "Use 'grad_cam' or 'query_attention'"
         raise InputError(Problem(f"method {method!r}", what, way_out))
-    calls = record_calls(blocks, encoded.output)
+    calls = record_calls(blocks, encoded.output)  # one forward pass for all of them
     return [(block, first[0]) for block, (first, *_) in zip(blocks, calls)]
 
 
@@ -290,7 +290,7 @@ def explain_encoded(
     answer = given_answer(encoded, method) if answer is None else answer
     grid = METHODS[method](encoded, normalise_answer(answer)).float().cpu()
     values = on_picture(grid, *encoded.size)
-    scale = float(values.max())
+    scale = float(values.max())  # of an empty map 0, and it stays as it is
     return HeatMap(values / (scale or 1), scale, grid.numpy(), method, answer)
 
 

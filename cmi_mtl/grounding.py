@@ -56,7 +56,7 @@ def energy(values: np.ndarray, mask: np.ndarray) -> float:
 
 def best_iou(values: np.ndarray, mask: np.ndarray, thresholds: int = 50) -> float:
     "IoU of the mask with the pixels at or above a threshold, the best from 0 to the maximum."
-    levels = np.linspace(0, values.max(), thresholds)
+    levels = np.linspace(0, values.max(), thresholds)  # the first takes the whole picture
 
     def at_least(pixels):
         "How many pixels reach each level."
@@ -77,7 +77,7 @@ def centre_map(width: int, height: int) -> np.ndarray:
 # %% ../nbs/41_grounding.ipynb #568d7360
 def untrained(model: CMIMTL, seed: int = 0) -> CMIMTL:
     "A model of the same configuration and processor with random weights, in evaluation mode."
-    seed_everything(seed)
+    seed_everything(seed)  # the constructor draws the weights
     fresh = CMIMTL(model.config)
     fresh.processor = model.processor
     return fresh.to(model.device).eval()
@@ -96,6 +96,7 @@ def _maps_of(model, rival, sample: VQASample, method: str) -> tuple[str, dict[st
 
 def _grounding_row(sample: VQASample, answer: str, maps: dict, mask: np.ndarray) -> dict:
     area = float(mask.mean())
+    # One organ among the regions makes the question one about organs.
     findings_alone = all(r.kind == "finding" for r in sample.regions)
     row = {
         "qid": sample.qid,
@@ -126,7 +127,7 @@ def measure_grounding(
         if not sample.regions:
             continue
         mask = region_mask(sample, *open_image(sample.image).size)
-        if mask.any():
+        if mask.any():  # a box may lie beside the picture
             answer, maps = _maps_of(model, rival, sample, method)
             rows.append(_grounding_row(sample, answer, maps, mask))
     return rows
@@ -152,7 +153,7 @@ def compare_with_rivals(
         return out
     out["model"] = 100 * float(values_of("model").mean())
     for rival in rivals:
-        difference = values_of("model") - values_of(rival)
+        difference = values_of("model") - values_of(rival)  # question by question
         low, high = cluster_bootstrap(difference, images)
         out[rival] = {
             "mean": 100 * float(values_of(rival).mean()),
@@ -195,6 +196,7 @@ def grounding_table(rows: list[dict], rivals: tuple = RIVALS) -> str:
 # %% ../nbs/41_grounding.ipynb #1473eec5
 def first_pixels(values: np.ndarray, steps: int) -> list[np.ndarray]:
     "Masks (H, W, 1) of the first 0, 1/steps, … 1 of a map's pixels in falling order."
+    # Ranks, not thresholds: a flat map has an order, too, that of its pixels.
     rank = np.empty(values.size, int)
     rank[np.argsort(-values.ravel(), kind="stable")] = np.arange(values.size)
     counts = [round(k / steps * values.size) for k in range(steps + 1)]
@@ -230,6 +232,7 @@ def faithfulness(
     question: qid, image_id, question_type, `deletion: model`, `insertion: centre`, … The curves are
     the classifier's, so for `grad_cam_text` the map is that of `grad_cam`."""
     rng, rows = np.random.default_rng(seed), []
+    # The generator's maps explain a text, which has no place among the classifier's curves.
     method = "grad_cam" if method == "grad_cam_text" else method
     for s in samples:
         encoded = encode_question(model, s.image, s.question)
