@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run paper tables test lint ask publish notebooks readme clean
+.PHONY: help run paper tables test lint lab ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make tables                 make the tables and pictures of figures/ anew from figures/records/ (about a minute)'
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make lint                   look at the code of notebooks and tests with ruff'
+	@echo 'make lab                    open the notebooks in JupyterLab'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
 	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
@@ -62,6 +63,9 @@ test: .venv/ready
 lint: .venv/ready
 	@$(BIN)/ruff format --check --quiet . || { echo 'error: not laid out as ruff does: .venv/bin/ruff format .' >&2; exit 1; }
 	@$(BIN)/ruff check .
+
+lab: .venv/ready
+	@$(BIN)/jupyter lab nbs
 
 ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -79,3 +81,11 @@ def test_a_line_has_few_syntax_nodes():
                 bool(x.strip()) and not x.strip().startswith("#") for x in source.splitlines()
             )
     assert nodes / lines <= 12
+
+
+@pytest.mark.parametrize("what", [("format", "--check"), ("check",)], ids=" ".join)
+def test_ruff_has_nothing_to_say(what):
+    "`make lint`."
+    command = [sys.executable, "-m", "ruff", *what, "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
