@@ -62,6 +62,15 @@ def test_no_statement_stands_beside_another(path):
     assert not [s for s in code_of(path) if semicolons(s)]
 
 
+SWITCHES = re.compile(r"^torch\.(set_grad_enabled|set_default_dtype|inference_mode)\(", re.M)
+
+
+@each_notebook
+def test_a_notebook_leaves_torch_as_it_was(path):
+    "`nbdev_test` runs one notebook after another in a process: a switch would stay as it was put."
+    assert not [s for s in code_of(path) if SWITCHES.search(s)]
+
+
 def test_a_semicolon_is_found():
     assert semicolons("x = 1; y = 2") == [1] and not semicolons("x = 'a; b'\ny = 2")
 
