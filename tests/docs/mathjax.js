@@ -1,0 +1,5 @@
+// Formulas of the notebooks are $…$ and $$…$$, those of an output too. The menu would fetch parts.
+window.MathJax = {
+  tex: { inlineMath: [["$", "$"], ["\\(", "\\)"]], processEscapes: true },
+  options: { enableMenu: false },
+};
