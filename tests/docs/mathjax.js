@@ -1,5 +1,5 @@
-// Formulas of the notebooks are $…$ and $$…$$, those of an output too. The menu would fetch parts.
+// arithmatex marks the formulas, inline and displayed. The menu would fetch parts of MathJax.
 window.MathJax = {
-  tex: { inlineMath: [["$", "$"], ["\\(", "\\)"]], processEscapes: true },
-  options: { enableMenu: false },
+  tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]] },
+  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex", enableMenu: false },
 };
