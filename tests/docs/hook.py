@@ -64,8 +64,10 @@ def navigation(nbs):
         pages = [entry(p, nbs) for p in paths]
         if paths[0].parent.name == "experiments":
             sections["Experiments"] += pages
-        elif number == "00" or not room(paths[0]):
+        elif number in ("in", "00"):
             sections[""] += pages
+        elif not room(paths[0]):
+            sections[FLOORS[-1]] += pages
         elif len(pages) > 1:
             sections[FLOORS[int(number[0])]].append({next(iter(pages[0])): pages})
         else:
@@ -111,6 +113,7 @@ def write_notebook(path, nbs, pages):
     nb, name = nbformat.read(path, as_version=4), path.relative_to(nbs).with_suffix(".md")
     module = re.search(r"#\| default_exp (\w+)", "\n".join(c.source for c in nb.cells))
     nb.cells = list(prepared(nb, path.parent))
+    nb.metadata.language_info = nbformat.from_dict({"name": "python"})
     written = {}
     if module:
         api, up = f"api/{module[1]}.md", "../" * len(name.parent.parts)
