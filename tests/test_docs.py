@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -115,3 +116,30 @@ def test_directives_are_done_and_not_shown(site, pages):
     assert 'class="arithmatex"' in fvta and "tex-svg-full.js" in pages["22_fvta.html"].loads
     assert (site / "tex-svg-full.js").stat().st_size > 1e6
     assert "QFormer" in text["api/fvta.html"] and "learned queries" in text["api/fvta.html"]
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_formulas_stand_in_a_browser(site, width):
+    "Opened as files, at the width of a phone and of a desk: MathJax draws, and nothing is fetched."
+    sync = pytest.importorskip("playwright.sync_api")
+    asked, errors = [], []
+    with sync.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((site / "22_fvta.html").as_uri())
+        page.wait_for_selector("div.arithmatex mjx-container svg", state="attached")
+        widths = page.evaluate(
+            "[...document.querySelectorAll('div.arithmatex svg')].map(e => e.clientWidth)"
+        )
+        wrong = page.evaluate("document.querySelectorAll('[data-mjx-error]').length")
+        scrolls = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert widths and min(widths) > 50, "a displayed formula is not drawn"
+    assert not wrong and not errors and scrolls <= width
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
