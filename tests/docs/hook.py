@@ -122,7 +122,8 @@ def write_notebook(path, nbs, pages):
         written[api] = f"# {title}\n\n[The chapter](../{name})\n\n::: {title}\n".encode()
     resources = {"output_files_dir": f"{path.stem}_files"}
     text, found = EXPORTER.from_notebook_node(nb, resources)
-    written[name] = text.encode()
+    # a table that is not of a class gets the theme's clothes, and scrolls on a phone
+    written[name] = text.replace('<table border="1" class="dataframe">', "<table>").encode()
     written |= {name.parent / picture: data for picture, data in found["outputs"].items()}
     for page, data in written.items():
         (pages / page).parent.mkdir(parents=True, exist_ok=True)
