@@ -17,7 +17,7 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSION_CHECK OMP_WAIT_POLICY
 
-.PHONY: help run paper tables test lint lab ask publish notebooks readme clean
+.PHONY: help run paper tables test lint lab docs ask publish notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo 'make test                   run all tests: the notebooks, then tests/'
 	@echo 'make lint                   look at the code of notebooks and tests with ruff'
 	@echo 'make lab                    open the notebooks in JupyterLab'
+	@echo 'make docs                   build the site of the notebooks, _docs/index.html; half a minute, no network'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
 	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
@@ -66,6 +67,10 @@ lint: .venv/ready
 
 lab: .venv/ready
 	@$(BIN)/jupyter lab nbs
+
+docs: .venv/ready
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'built: _docs/index.html. Its search needs a server: $(BIN)/python -m http.server -d _docs'
 
 ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb
