@@ -158,7 +158,7 @@ def pick_device(name: str | None = None) -> "torch.device":
         ) from e
     return device
 
-
+# %% ../nbs/01_core.ipynb #7245d50b
 def device_name(device: "torch.device") -> str:
     "The device as a person would name it: the GPU's product name, or the processor's."
     import torch

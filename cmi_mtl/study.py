@@ -98,7 +98,7 @@ def _run_problems(run: PlannedRun) -> list[Problem]:
         return e.problems
     return []
 
-
+# %% ../nbs/46_study.ipynb #65e81a3d
 def _small_model(options: dict):
     "Builds a tiny model with these options. Raises `InputError` where they do not fit each other."
     # imported here: most studies change no option, and tables are made without a model

@@ -288,7 +288,7 @@ def test_make_alone_says_what_it_can_do(copy):
         code == 0
         and "make run DATASET=vqa_rad" in out
         and "make test" in out
-        and len(out.splitlines()) < 20
+        and len(out.splitlines()) < 15
         and not err
     )
 
