@@ -97,7 +97,7 @@ def depart(model: CMIMTL, variant: str | None) -> CMIMTL:
 def load_audited(folder: str | Path) -> CMIMTL:
     """A saved model of the audit, its departures switched on again.
 
-    `CMIMTL.from_pretrained` reads it, too, but builds the parts that the paper describes. Raises
+    `CMIMTL.from_pretrained` refuses it: it builds the parts that the paper describes. Raises
     `InputError` where the folder holds no model."""
     if not (Path(folder) / "config.json").is_file():
         raise InputError(Problem(str(folder), "no saved model", "Give a finished run's model/"))

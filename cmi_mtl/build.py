@@ -33,7 +33,7 @@ from cmi_mtl.core import (
 from .departures import answers_seen
 from .encoders import build_tokenizer, fingerprint, unused_parts
 from .ffae import answer_length, build_answer_tokenizer
-from .model import CMIMTL
+from .model import CMIMTL, freeze_encoders
 from .pretrained import with_pretrained_encoders
 from .samples import AnswerVocabulary, VQASample, normalise_answer
 from .settings import Settings, variant_options
@@ -125,7 +125,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         raise InputError(Problem(f"model_options={s.model_options}", what, remedy)) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
     depart(model, s.variant)
-    return model.freeze_encoders(s.train_last) if s.freeze_encoders else model
+    return freeze_encoders(model, s.train_last) if s.freeze_encoders else model
 
 # %% ../nbs/31_build.ipynb #91e863b4
 def encoder_record(encoder: nn.Module, name: str | None) -> dict:

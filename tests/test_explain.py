@@ -27,7 +27,7 @@ from cmi_mtl.grounding import (
     sanity_checks,
     untrained,
 )
-from cmi_mtl.model import CMIMTL
+from cmi_mtl.model import CMIMTL, freeze_encoders
 from cmi_mtl.samples import Region
 
 VIT = dict(
@@ -164,7 +164,7 @@ def test_words_of_a_question_by_answer():
 
 
 def test_frozen_encoders_and_half_of_the_parameters():
-    model = model_with("dinov2").freeze_encoders()
+    model = freeze_encoders(model_with("dinov2"))
     answers = [explain(model, noise(), "Where is the heart?", answer=a) for a in ANSWERS]
     assert len({m.scale for m in answers}) > 1  # the map depends on the answer that is explained
 

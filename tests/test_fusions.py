@@ -62,7 +62,7 @@ def test_every_fusion_variant_trains(preset, variant, monkeypatch):
     lone = variant in LONE
     assert (config.fvta, config.ffae, config.global_path) == (not lone,) * 3 and config.cifr
     seed_everything(0)
-    net = M.CMIMTL(config).train().freeze_encoders()
+    net = M.freeze_encoders(M.CMIMTL(config).train())
     batch = C.example_batch(config, size=4)
     trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in trained.items()}
