@@ -55,7 +55,9 @@ class Questions:
 
     def __add__(self, other: "Questions") -> "Questions":
         def both(a, b):
-            return torch.cat([a, b]) if isinstance(a, torch.Tensor) else a and a + b
+            if isinstance(a, torch.Tensor):
+                return torch.cat([a, b])
+            return None if a is None else a + b
 
         return Questions(*(both(a, b) for a, b in zip(vars(self).values(), vars(other).values())))
 

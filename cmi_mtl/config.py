@@ -20,6 +20,7 @@ from .core import write_json
 from .encoders import encoder_config, tiny_image_config, tiny_text_config
 from .ffae import end_token_id
 from .images import IMAGENET, image_to_pixels
+from .lengths import length_mask
 
 # %% ../nbs/appendix/25a_config.ipynb #cab5834f
 class CMIMTLConfig(PretrainedConfig):
@@ -223,7 +224,7 @@ def example_batch(config: CMIMTLConfig, size: int = 6, seed: int = 0) -> dict:
     return {
         "pixel_values": torch.randn(size, 3, side, side, generator=g),
         "input_ids": torch.randint(5, vocab, (size, L), generator=g),
-        "attention_mask": (torch.arange(L) < lengths[:, None]).long(),
+        "attention_mask": length_mask(lengths, L).long(),
         "labels": torch.randint(0, answers, (size,), generator=g),
         "type_labels": torch.arange(size) % 2,
         "image_ids": torch.arange(size),

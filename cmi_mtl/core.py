@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOTS', 'RECORD_SCHEMA', 'Problem', 'InputError', 'atomic_path', 'write_text', 'write_json', 'write_jsonl',
-           'read_jsonl', 'sha256_file', 'sha256_json', 'cache_home', 'data_home', 'find_weights', 'seed_everything',
-           'pick_device', 'device_name', 'package_versions', 'provenance', 'check_schema']
+           'read_jsonl', 'value_of', 'sha256_file', 'sha256_json', 'cache_home', 'data_home', 'find_weights',
+           'seed_everything', 'pick_device', 'device_name', 'package_versions', 'provenance', 'check_schema']
 
 # %% ../nbs/01_core.ipynb #36a0beab
 import contextlib
@@ -99,6 +99,14 @@ def read_jsonl(path: str | Path) -> list[dict]:
         if line.strip()
     ]
 
+# %% ../nbs/01_core.ipynb #8096f6f4
+def value_of(text: str):
+    "The value of a text from a command line."
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
 # %% ../nbs/01_core.ipynb #78bddbaf
 def sha256_file(path: str | Path) -> str:
     "SHA-256 of a file's bytes, as 64 hex digits."
@@ -126,8 +134,9 @@ def find_weights(name: str) -> str:
     `CMI_MTL_WEIGHTS` that has the last part of the hub name; else the hub name itself."""
     if Path(name).is_dir():
         return str(name)
-    local = Path(os.environ.get("CMI_MTL_WEIGHTS") or "/nonexistent") / name.rsplit("/", 1)[-1]
-    return str(local) if local.is_dir() else name
+    home = os.environ.get("CMI_MTL_WEIGHTS")
+    local = Path(home or "", name.rsplit("/", 1)[-1])
+    return str(local) if home and local.is_dir() else name
 
 # %% ../nbs/01_core.ipynb #9e47e5c6
 def seed_everything(seed: int):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 from .core import InputError, Problem, data_home, sha256_file
-from .fetch import HUB, download
+from .fetch import HUB, download, is_there
 from .ovqa import load_ovqa
 from .rows import Entry, check, closed_or_open, is_box, read_rows, refusal
 from .samples import Region, VQASample, same_pictures
@@ -57,7 +57,7 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
     if unknown := set(options) - allowed:
         mend = f"It takes {', '.join(sorted(allowed)) or 'none'}"
         raise refusal(f"option {', '.join(sorted(unknown))}", f"unknown for {name}", mend)
-    if root is None and name in (*HUB, "ovqa") and not (data_home() / name).exists():
+    if root is None and name in (*HUB, "ovqa") and not is_there(data_home() / name):
         download(name)
     return LOADERS[name](root, **options)
 

@@ -22,7 +22,7 @@ from .core import InputError, Problem
 from .encoders import token_grid
 from .ffae import answer_labels
 from .images import open_image
-from .model import CMIMTL
+from .model import CMIMTL, check_question
 from .samples import normalise_answer
 
 # %% ../nbs/40_explain.ipynb #85aea9b6
@@ -97,22 +97,13 @@ class EncodedQuestion:
         return self.model(**repeated | changed)  # what changed goes before
 
 # %% ../nbs/40_explain.ipynb #b6dd4a07
-def _check_can_answer(model: CMIMTL, question: str) -> None:
-    if model.processor is None:
-        raise InputError(Problem("processor", "this model has none", "Use CMIMTL.from_pretrained"))
-    if not model.config.answers:
-        raise InputError(Problem("answers", "this model has no vocabulary", "Load a trained model"))
-    if not question.strip():
-        raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
-
-
 @torch.no_grad()
 def encode_question(model: CMIMTL, image, question: str) -> EncodedQuestion:
     """Encode a picture (path, PIL image or array) and a question, the model in evaluation mode.
 
     Raises `InputError` for an empty question, an unreadable picture, or a model without its
     processor or vocabulary."""
-    _check_can_answer(model, str(question))
+    check_question(model, question)
     model.eval()  # no dropout: the same question has one map
     image = open_image(image)
     pixels = model.processor.pixels(image).to(model.device, model.dtype)[None]
@@ -148,9 +139,7 @@ def generator_score(answer: str):
         rows, tokenizer = len(out.logits), model.processor.generator_tokenizer
         labels = answer_labels(tokenizer, [answer], model.config.max_answer_length)
         labels = labels.to(out.logits.device).expand(rows, -1)
-        kind = out.type_logits.float().softmax(-1)  # as in training: closed or open
-        states = (out.image_states, out.question_states, out.lengths)
-        loss, tokens = model.generator(*states, kind, labels)
+        loss, tokens = model.generator(*out.for_generator(), labels)
         return -(loss / tokens).expand(rows)
 
     return score

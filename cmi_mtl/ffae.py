@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from .core import InputError, Problem
 from .encoders import additive_mask
-from .lengths import masked_mean
+from .lengths import length_mask, masked_mean
 
 # %% ../nbs/24_ffae.ipynb #402cbca7
 class AnswerClassifier(nn.Module):
@@ -134,7 +134,7 @@ class GeneratorInput(nn.Module):
         q = q[:, : int(lengths.max())]  # others of the batch may be longer
         kind_of_answer = (types.float() @ self.type_embedding)[:, None]
         x = self.project(torch.cat([v, q], dim=1).float()) + kind_of_answer
-        mask = torch.arange(x.shape[1], device=x.device) < (lengths + v.shape[1])[:, None]
+        mask = length_mask(lengths + v.shape[1], x.shape[1])
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
 
 # %% ../nbs/24_ffae.ipynb #298a2833

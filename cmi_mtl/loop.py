@@ -141,7 +141,7 @@ def gradients_that_fit(run: Run, rows: Tensor) -> dict:
         print(
             f"memory ran out in epoch {p.epoch}, step {p.step}: from here on {p.accumulate} "
             f"micro-batches of at most {math.ceil(s.batch_size / p.accumulate)} rows; "
-            f"the effective batch stays {s.batch_size}",
+            f"a step still has {s.batch_size}, but L_vtc compares within a micro-batch",
             flush=True,
         )
 
@@ -317,6 +317,6 @@ def fit(run: Run, validation: list[int]):
             row = {"epoch": p.epoch, **means, **(validate(run, validation) if validation else {})}
             if watches_test(run.settings.variant):
                 row |= look_at_test(run)
-            log_epoch(run, row | {"seconds": round(run.seconds() - p.epoch_began, 2)})
+            log_epoch(run, row | {"seconds": round(run.tick() - p.epoch_began, 2)})
             p.epoch, p.step, p.sums, p.epoch_began = p.epoch + 1, 0, {}, p.seconds
             save_and_stop(run, heard, True)

@@ -190,8 +190,8 @@ def ask(
     view, asked = VIEWS[picture.view], _about_the_picture(picture, tuple(findings))
     words = (*ORGAN_WORDS, "ventricles")
     at = {word: tuple(r for r in organs if r.name.endswith(word)) for word in words}
-    for word, words in ORGAN_WORDS.items():
-        asked.append(Asked("has organ", words, _yes(at[word]), at[word]))
+    for word, spoken in ORGAN_WORDS.items():
+        asked.append(Asked("has organ", spoken, _yes(at[word]), at[word]))
     if view.body == "abdomen":
         asked.append(Asked("count", "kidneys", str(len(at["kidney"])), at["kidney"]))
     for name in sorted({f.name for f, _ in view.choices}):

@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from .core import InputError, Problem
+from .core import InputError, Problem, value_of
 
 # %% ../nbs/44_run.ipynb #dcd8165e
 def load_papermill():
@@ -100,13 +100,6 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
     return output
 
 # %% ../nbs/44_run.ipynb #3df3b324
-def _value(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def run_folder(notebook: str | Path, parameters: dict) -> Path:
     "`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters."
     p = parameters
@@ -160,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="folder for the executed notebook and what it writes"
     )
     args = parser.parse_args(argv)
-    parameters = {k: _value(v) for k, v in args.p}
+    parameters = {k: value_of(v) for k, v in args.p}
     os.environ["PYTHONUNBUFFERED"] = "1"
     try:
         folder = args.out or run_folder(args.notebook, parameters)

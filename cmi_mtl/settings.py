@@ -23,7 +23,11 @@ class Learning:
 
     `batch_size`: rows of one process in one step, worked through in `accumulate` micro-batches, up
     to `questions_per_image` of a picture side by side. `warmup`: share of the steps in which rates
-    rise; `anneal`: how they fall, "cos" or "linear"; `clip`: the largest norm of the gradient."""
+    rise; `anneal`: how they fall, "cos" or "linear"; `clip`: the largest norm of the gradient.
+
+    Each `…_factor` multiplies the rate of a part: FVTA, CIFR, the classifier, or, by
+    `multimodal_factor`, all that is not an encoder. `layer_decay` multiplies an encoder layer's
+    rate for each layer above it."""
 
     epochs: int = 20
     batch_size: int = 32
@@ -46,9 +50,11 @@ class Settings(Learning):
     """All that determines a run.
 
     `variant`: a row of `VARIANTS` or `AUDIT`, over which `model_options` is put. `train_on`:
-    "train", or "train+validation" for all questions that are not of the test split. `save_every`:
-    steps between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away.
-    """
+    "train", or "train+validation" for all questions that are not of the test split. `carve_by`:
+    what stays together when validation is carved out, "question", "image" or "single".
+    `train_last`: layers of frozen encoders that are trained all the same; `encode_once`: keep the
+    tokens of frozen ones; `augment`: share by which pictures are changed. `save_every`: steps
+    between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
 
     dataset: str = "phantom"
     preset: str = "tiny"

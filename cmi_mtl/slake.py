@@ -10,8 +10,10 @@ import collections
 import re
 from pathlib import Path
 
+import numpy as np
+
 from .core import InputError, data_home
-from .images import read_image
+from .images import read_label_map
 from .rows import Entry, check, image_folder, is_box, read_rows, refusal, text_of
 from .samples import Region, VQASample, plain_text
 
@@ -53,8 +55,7 @@ def _levels_in(mask: Path, levels: dict[str, int]) -> dict[str, int]:
     "Those of the named `levels` that the label map holds; none if it is no label map."
     if not levels or not mask.exists():
         return {}
-    # a colour picture has three histograms of 256 levels
-    found = {i % 256 for i, n in enumerate(read_image(mask).histogram()) if n} - {0}
+    found = set(np.unique(read_label_map(mask)).tolist()) - {0}
     if not found <= set(levels.values()):
         return {}
     return {name: level for name, level in levels.items() if level in found}
