@@ -87,7 +87,7 @@ def identity(s: Settings, samples: list[VQASample], processes: int) -> dict:
     data = sha256_json(
         [[x.qid, x.question, x.answer, x.answer_type, x.split, digests[x.image]] for x in samples]
     )
-    free = ("data_root", "save_every", "tensorboard", "restart")
+    free = ("data_root", "save_every", "tensorboard", "restart")  # these change no number
     settings = {k: v for k, v in dataclasses.asdict(s).items() if k not in free}
     return json.loads(
         json.dumps({"format": FORMAT, **settings, "data": data, "processes": processes})
@@ -111,9 +111,9 @@ def _write(folder: Path, place: str, state: dict) -> Path:
         with open(part, "wb") as f:
             torch.save(state, f)
             f.flush()
-            os.fsync(f.fileno())
+            os.fsync(f.fileno())  # on the disk, not in a buffer
         new = folder / f"{place}-{sha256_file(part)[:16]}.pt"
-        os.replace(part, new)
+        os.replace(part, new)  # it gets its name whole
     except (OSError, RuntimeError) as e:  # torch has a RuntimeError for a full disk
         with contextlib.suppress(OSError):
             part.unlink()
@@ -160,7 +160,7 @@ class Checkpoints:
     def save(self, place: str, state: dict):
         "Write a checkpoint. Raises `InputError` when the disk refuses; those there were stay."
         new = _write(self.folder, place, {"identity": self.identity, **state})
-        for old in [f for f in self.files() if f != new][:-1]:
+        for old in [f for f in self.files() if f != new][:-1]:  # one before it stays
             old.unlink()
 
     def load(self) -> dict | None:
@@ -227,7 +227,7 @@ def restore_run(run: Run, state: dict):
                 "Go on with the version that wrote it, or start anew with restart=true",
             )
         )
-    run.core.load_state_dict(state["weights"], strict=False)
+    run.core.load_state_dict(state["weights"], strict=False)  # frozen ones are not in it
     run.optimiser.load_state_dict(state["optimiser"])
     run.schedule.load_state_dict(state["schedule"])
     if state["scaler"]:

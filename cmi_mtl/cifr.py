@@ -46,12 +46,13 @@ class SelectiveBranch(nn.Module):
         self.inner, self.d_state, self.dt_rank = expand * d, d_state, math.ceil(d / 16)
         self.bidirectional, E = bidirectional, self.inner
         self.norm = nn.LayerNorm(d)
-        self.in_proj = nn.Linear(d, 2 * E, bias=False)
+        self.in_proj = nn.Linear(d, 2 * E, bias=False)  # to what is scanned and to half a gate
+        # a filter for each channel
         self.conv = nn.Conv1d(E, E, d_conv, groups=E, padding=d_conv - 1)
-        self.x_proj = nn.Linear(E, self.dt_rank + 2 * d_state, bias=False)
+        self.x_proj = nn.Linear(E, self.dt_rank + 2 * d_state, bias=False)  # to s, B and C
         self.dt_proj = step_projection(self.dt_rank, E)
-        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(E, 1))
-        self.D = nn.Parameter(torch.ones(E))
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(E, 1))  # A = -1 … -n
+        self.D = nn.Parameter(torch.ones(E))  # the input passes beside the state
 
     def scan(self, u: Tensor, lengths: Tensor) -> Tensor:
         u = conv_rows(u, self.conv.weight[:, 0], self.conv.bias, lengths)
@@ -120,14 +121,14 @@ class CrossMambaBlock(nn.Module):
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         (B, N, _), L = v.shape, q.shape[1]
         full, words = torch.full_like(lengths, N), length_mask(lengths, L)
-        x = torch.cat([v.flatten(0, 1), q[words]])
-        y, z = self.branch.rows(x, torch.cat([full, lengths]))
+        x = torch.cat([v.flatten(0, 1), q[words]])  # all image tokens, then all true words: (T, d)
+        y, z = self.branch.rows(x, torch.cat([full, lengths]))  # 2B sequences in one scan
         y_v, z_v = (t[: B * N].unflatten(0, (B, N)) for t in (y, z))
         y_q, z_q = (fill_rows(t[B * N :], words) for t in (y, z))
-        to_v = resample_matrix(lengths, full, L, N).to(v.dtype)
-        to_q = resample_matrix(full, lengths, N, L).to(v.dtype)
-        gate = self.gate(z_v, to_v @ z_q)
-        y_v, y_q = y_v * gate, to_q @ ((to_v @ y_q) * gate)
+        to_v = resample_matrix(lengths, full, L, N).to(v.dtype)  # (B, N, L)
+        to_q = resample_matrix(full, lengths, N, L).to(v.dtype)  # (B, L, N)
+        gate = self.gate(z_v, to_v @ z_q)  # (B, N, E), for both
+        y_v, y_q = y_v * gate, to_q @ ((to_v @ y_q) * gate)  # words: to the visual length and back
         # One product for both: again rows, without padding.
         out = self.dropout(self.out_proj(torch.cat([y_v.flatten(0, 1), y_q[words]])))
         return v + out[: B * N].view_as(v), q + fill_rows(out[B * N :], words)
@@ -143,7 +144,7 @@ class JointMambaBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat([v, q], dim=1)
+        x = torch.cat([v, q], dim=1)  # words last, so that padding is last
         y, z = self.branch(x, lengths + v.shape[1])
         x = x + self.dropout(self.out_proj(y * F.silu(z)))
         return x.split([v.shape[1], q.shape[1]], dim=1)

@@ -45,10 +45,11 @@ class AnswerClassifier(nn.Module):
 
     def pool(self, v: Tensor, q: Tensor, lengths: Tensor, g: Tensor | None = None) -> Tensor:
         "The joint vector h, (B, width)."
+        # order: image, words, global path
         parts = [] if g is None else [g]
         if self.fine:
-            image = self.pool_v(self.norm_v(v).mean(1)).tanh()
-            words = self.pool_q(masked_mean(self.norm_q(q), lengths)).tanh()
+            image = self.pool_v(self.norm_v(v).mean(1)).tanh()  # (B, d)
+            words = self.pool_q(masked_mean(self.norm_q(q), lengths)).tanh()  # (B, d)
             parts = [image, words, *parts]
         return torch.cat(parts, dim=-1)
 
@@ -72,6 +73,7 @@ def answer_loss(
         what = f"classifier_loss={classifier_loss!r}"
         raise InputError(Problem(what, "no such loss", "Use 'bce' or 'ce'"))
     right = labels.clamp(min=0)[:, None]
+    # a row of zeros for an answer outside the vocabulary
     target = torch.zeros_like(logits).scatter(1, right, known.float()[:, None])
     total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
     return total / (count or len(labels))
@@ -96,9 +98,9 @@ class GlobalPath(nn.Module):
     ) -> Tensor:
         if image_index is None:
             image_index = torch.arange(len(words), device=words.device)
-        patches, q = image[:, self.class_tokens :], masked_mean(words, lengths)
+        patches, q = image[:, self.class_tokens :], masked_mean(words, lengths)  # (P, N, d), (B, d)
         v = patches.mean(1)[image_index]  # for each question
-        leading = image[:, : self.class_tokens][image_index].unbind(1)
+        leading = image[:, : self.class_tokens][image_index].unbind(1)  # none or one, (B, d)
         parts = [*leading, v, q, v * q]
         if self.attention is not None:
             parts.append(attend(self.attention, q, patches, image_index))
@@ -111,6 +113,7 @@ def attend(attention: nn.MultiheadAttention, q: Tensor, patches: Tensor, image_i
     A picture's questions go side by side, so that its keys and values are projected once."""
     asked = F.one_hot(image_index, len(patches)).cumsum(0)  # of each picture so far
     place = asked.gather(1, image_index[:, None])[:, 0] - 1
+    # (P, most questions, d)
     side_by_side = q.new_zeros(len(patches), int(asked[-1].max()), q.shape[1])
     side_by_side[image_index, place] = q
     seen, _ = attention(side_by_side, patches, patches, need_weights=False)
@@ -134,7 +137,7 @@ class GeneratorInput(nn.Module):
         q = q[:, : int(lengths.max())]  # others of the batch may be longer
         kind_of_answer = (types.float() @ self.type_embedding)[:, None]
         x = self.project(torch.cat([v, q], dim=1).float()) + kind_of_answer
-        mask = length_mask(lengths + v.shape[1], x.shape[1])
+        mask = length_mask(lengths + v.shape[1], x.shape[1])  # words come last, and so does padding
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
 
 # %% ../nbs/24_ffae.ipynb #298a2833
@@ -149,6 +152,7 @@ class AnswerGenerator(GeneratorInput):
         brings one whose labels are all -100."""
         with torch.autocast(v.device.type, enabled=False):
             read = self.inputs(v, q, lengths, types)
+            # (B, T, words)
             logits = self.t5(**read, decoder_input_ids=self.t5._shift_right(labels)).logits
             total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
             return total, (labels != -100).sum()
@@ -221,7 +225,7 @@ def answer_labels(tokenizer, answers: list[str], max_length: int | None = None) 
     `max_length`, if given: the most tokens of a row, end token included; what is longer is cut."""
     keep = None if max_length is None else max_length - 1
     rows = [ids[:keep] + [end_token_id(tokenizer)] for ids in _answer_ids(tokenizer, answers)]
-    width = max(map(len, rows), default=1)
+    width = max(map(len, rows), default=1)  # a batch without answers has one column of -100
     return torch.tensor([r + [-100] * (width - len(r)) for r in rows])
 
 

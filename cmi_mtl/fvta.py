@@ -30,10 +30,11 @@ def image_start(image_tokens: Tensor, start: str, queries: int) -> Tensor:
         return image_tokens.new_zeros(len(image_tokens), 1, image_tokens.shape[2])
     if start == "mean":
         return image_tokens.mean(1, keepdim=True)
+    # of the picture, of the grid of queries
     side, cells = math.isqrt(image_tokens.shape[1]), math.isqrt(queries)
-    patches = image_tokens[:, image_tokens.shape[1] - side * side :]
-    square = patches.transpose(1, 2).unflatten(2, (side, side))
-    return F.adaptive_avg_pool2d(square, cells).flatten(2).transpose(1, 2)
+    patches = image_tokens[:, image_tokens.shape[1] - side * side :]  # without a class token
+    square = patches.transpose(1, 2).unflatten(2, (side, side))  # (B, d, side, side)
+    return F.adaptive_avg_pool2d(square, cells).flatten(2).transpose(1, 2)  # (B, K, d)
 
 # %% ../nbs/22_fvta.ipynb #74eef58a
 class QFormer(nn.Module):
@@ -64,12 +65,13 @@ class QFormer(nn.Module):
         )
         if not return_attention:
             return out.last_hidden_state
-        cross = [a for a in out.cross_attentions if a is not None]
-        return out.last_hidden_state, torch.stack(cross).mean(dim=(0, 2))
+        cross = [a for a in out.cross_attentions if a is not None]  # every second layer has it
+        return out.last_hidden_state, torch.stack(cross).mean(dim=(0, 2))  # over layers and heads
 
 # %% ../nbs/22_fvta.ipynb #788b2fb6
 def best_cosine(f: Tensor, q: Tensor) -> Tensor:
     "Cosine of the best query for each image and question: unit f (B, K, d), q (B', d) -> (B, B')."
+    # every query with every question, then the best
     return torch.einsum("ikd,jd->ijk", f, q).amax(-1)
 
 # %% ../nbs/22_fvta.ipynb #31e48555
@@ -77,16 +79,19 @@ def negatives_mask(image_ids: Tensor, question_ids: Tensor) -> Tensor:
     """The pairs that count, (B, B) bool, from numbers of images and questions (B,).
 
     True on the diagonal and where two rows share neither image nor question (ours)."""
+    # a row is the same as itself, and yet the right pair
     same = (image_ids[:, None] == image_ids) | (question_ids[:, None] == question_ids)
     return ~same | torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
 
 # %% ../nbs/22_fvta.ipynb #5a6d8a3e
 def one_way(s: Tensor, keep: Tensor, smoothing: float) -> Tensor:
     "Mean smoothed cross entropy of the rows of s (B, B) over the pairs that count; scalar."
-    s = s.masked_fill(~keep, torch.finfo(s.dtype).min)
-    n = keep.sum(1, keepdim=True)
+    s = s.masked_fill(~keep, torch.finfo(s.dtype).min)  # a probability of 0
+    n = keep.sum(1, keepdim=True)  # pairs that count in each row
     own = torch.eye(len(s), dtype=s.dtype, device=s.device)
+    # smoothing goes to the pairs that count, and to no other
     target = (1 - smoothing) * own + smoothing * keep / n
+    # 0 times minus infinity would be no number: hence the second mask
     loss = -(target * F.log_softmax(s, dim=1).masked_fill(~keep, 0)).sum(1)
     counts = (n[:, 0] > 1).to(s.dtype)  # a row alone with itself has no negative
     return (loss * counts).sum() / counts.sum().clamp(min=1)
@@ -106,6 +111,7 @@ def contrastive_loss(
 # %% ../nbs/22_fvta.ipynb #0ce67872
 def bounded(x: Tensor, low: float, high: float) -> Tensor:
     "x within its bounds; the gradient passes as if there were none."
+    # forward: the clamped value; backward: as if it were x
     return x + (x.clamp(low, high) - x).detach()
 
 # %% ../nbs/22_fvta.ipynb #a01ba9e0
@@ -126,6 +132,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        # each process has a gradient for the rows of all; a row's own is their sum
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad.split(ctx.sizes)[dist.get_rank()]
@@ -169,8 +176,8 @@ class FVTA(nn.Module):
     def similarity(self, queries: Tensor, question_cls: Tensor) -> Tensor:
         "(B, B'): for each image and question the best query's cosine, over the temperature."
         with torch.autocast(queries.device.type, enabled=False):
-            f = F.normalize(self.project_image(queries.float()), dim=-1)
-            q = F.normalize(self.project_text(question_cls.float()), dim=-1)
+            f = F.normalize(self.project_image(queries.float()), dim=-1)  # (B, K, projection)
+            q = F.normalize(self.project_text(question_cls.float()), dim=-1)  # (B', projection)
             return best_cosine(gather_rows(f), gather_rows(q)) / self.temperature
 
     def loss(self, queries: Tensor, question_cls: Tensor, image_ids, question_ids) -> Tensor:

@@ -44,8 +44,9 @@ def start_run(
     checkpoints: "Checkpoints",
 ) -> Run:
     "Optimiser and schedule for training `model` on these rows, from the start."
+    # betas: paper
     optimiser = torch.optim.AdamW(parameter_groups(model, s), betas=(0.9, 0.98), fused=True)
-    steps = math.ceil(len(rows) / (s.batch_size * accelerator.num_processes))
+    steps = math.ceil(len(rows) / (s.batch_size * accelerator.num_processes))  # of an epoch
     schedule = one_cycle(optimiser, s, steps * s.epochs)
     model, optimiser = accelerator.prepare(model, optimiser)
     return Run(
@@ -90,8 +91,9 @@ def loss_counts(data: QuestionSet, rows: Tensor, processes: int, parts: int) -> 
     """What a part of the batch `rows` divides its losses by.
 
     So that the parts' sum, averaged over processes, is the batch's loss."""
-    known = len(rows)
+    known = len(rows)  # binary cross entropy counts every row
     if data.config.classifier_loss == "ce":
+        # cross entropy leaves out answers it does not know
         known = (data.labels[rows] >= 0).sum().item()
     open_rows = data.type_labels[rows] == 1
     tokens = (data.generator_labels[rows][open_rows] != -100).sum().item()
@@ -106,11 +108,12 @@ def loss_counts(data: QuestionSet, rows: Tensor, processes: int, parts: int) -> 
 def gradients(run: Run, rows: Tensor) -> dict:
     "Forward and backward of one step's batch; the parts of its loss, over all processes."
     a, sums = run.accelerator, 0
-    own = rows.tensor_split(a.num_processes)[a.process_index]
+    own = rows.tensor_split(a.num_processes)[a.process_index]  # this process's share
     parts = own.tensor_split(min(run.progress.accumulate, len(rows) // a.num_processes))
     counts = loss_counts(run.data, rows, a.num_processes, len(parts))
     for i, part in enumerate(parts):
         last = i + 1 == len(parts)
+        # gradients are exchanged once a step
         with contextlib.nullcontext() if last else a.no_sync(run.model):
             out = run.model(**to_inputs(run.data.batch(part), run, True), counts=counts)
             a.backward(out.loss)
@@ -125,6 +128,7 @@ def gradients_that_fit(run: Run, rows: Tensor) -> dict:
     s, p = run.settings, run.progress
     smallest = s.batch_size // 2  # rows that L_vtc can compare: two
     while True:
+        # so that a resumed step draws the same dropout
         seed_everything(seed_of(s.seed, p.epoch, p.step, run.accelerator.process_index))
         try:
             return gradients(run, rows)
@@ -180,7 +184,7 @@ def predict(
     model, a = run.core.eval(), run.accelerator
     logits, types, texts = [torch.empty(0, len(model.config.answers))], [], []
     rows = torch.tensor(rows)
-    shown = run.data.image_ids[rows] if shown is None else shown
+    shown = run.data.image_ids[rows] if shown is None else shown  # their own
     size = max(1, 4 * run.settings.batch_size // run.progress.accumulate)
     own = [x.tensor_split(a.num_processes)[a.process_index].split(size) for x in (rows, shown)]
     for part, pictures in zip(*own):
@@ -241,7 +245,7 @@ def save_and_stop(run: Run, heard: list, due: bool):
     stop = run.accelerator.check_trigger()
     if due or stop:
         save_run(run)
-    if stop:
+    if stop:  # in all processes, or they would wait for each other
         message = f"stopped by SIGTERM; the same command goes on from {run.checkpoints.folder}"
         run.accelerator.print(message, flush=True)
         raise Stopped(message)
@@ -318,5 +322,6 @@ def fit(run: Run, validation: list[int]):
             if watches_test(run.settings.variant):
                 row |= look_at_test(run)
             log_epoch(run, row | {"seconds": round(run.tick() - p.epoch_began, 2)})
+            # what comes next
             p.epoch, p.step, p.sums, p.epoch_began = p.epoch + 1, 0, {}, p.seconds
             save_and_stop(run, heard, True)

@@ -29,8 +29,9 @@ def _recurrence(u, delta, A, B, C):
     "u, delta (batch, d, L), A (d, n), B, C (batch, n, L) -> y (batch, d, L), one by one."
     h, y = u.new_zeros(*u.shape[:2], A.shape[1]), []
     for u_t, delta_t, B_t, C_t in zip(*(x.unbind(2) for x in (u, delta, B, C))):
+        # keep a share of the state, write the input into it
         h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
-        y.append((h * C_t[:, None]).sum(2))
+        y.append((h * C_t[:, None]).sum(2))  # read it: (batch, d)
     return torch.stack(y, 2)
 
 # %% ../nbs/21_scan.ipynb #5c8274a8
@@ -44,7 +45,7 @@ def _reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     "The whole operation in plain torch and autograd."
     y = _recurrence(u, _step_size(delta, delta_bias, delta_softplus), A, B, C)
     if D is not None:
-        y = y + D[:, None] * u
+        y = y + D[:, None] * u  # past the state
     return y if z is None else y * F.silu(z)
 
 # %% ../nbs/21_scan.ipynb #ffb125a8
@@ -65,13 +66,14 @@ def hidden_attention(delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fal
         delta, B, C = _inert(lengths, delta_softplus, delta, B, C)
     delta = _step_size(delta, delta_bias, delta_softplus)
     L = delta.shape[2]
-    clock = delta.cumsum(2)
+    clock = delta.cumsum(2)  # time passed until each position
+    # between two positions: (batch, d, L, L)
     elapsed = (clock[..., :, None] - clock[..., None, :]).tril()
     M = 0
-    for n in range(A.shape[1]):
+    for n in range(A.shape[1]):  # one state number after another: less memory
         written_and_read = C[:, n, :, None] * B[:, n, None, :]
         M = M + torch.exp(elapsed * A[:, n, None, None]) * written_and_read[:, None]
-    M = (M * delta[..., None, :]).tril()
+    M = (M * delta[..., None, :]).tril()  # a scan hears the past only
     if D is not None:
         here = D[:, None].expand(-1, L)
         keep = 1.0 if lengths is None else length_mask(lengths, L)[:, None].to(M.dtype)
@@ -83,7 +85,7 @@ def _plain_conv(x, weight, bias, activation):
     "In plain torch: for reading, for testing, and where there is nothing better."
     weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
-    y = y[..., : x.shape[2]]
+    y = y[..., : x.shape[2]]  # what the padding at the end has added goes
     return F.silu(y) if activation else y
 
 # %% ../nbs/21_scan.ipynb #27642c50
