@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .cifr import CIFR
 from .config import CMIMTLConfig, CMIMTLProcessor
-from .core import InputError, Problem, seed_everything
+from .core import refusal
 from .departures import AUDIT, DEPARTURES
 from .ffae import AnswerClassifier, AnswerGenerator
 from .model import CMIMTL
@@ -87,7 +87,7 @@ def depart(model: CMIMTL, variant: str | None) -> CMIMTL:
         d = DEPARTURES[number]
         if d.part and not hasattr(model, d.part):
             what = f"{d.says}: this model has no {d.part}"
-            raise InputError(Problem(f"variant={variant!r}", what, "Leave that module on"))
+            raise refusal(f"variant={variant!r}", what, "Leave that module on")
         if number in CHANGES:
             CHANGES[number](model)
     model.config.audit = variant
@@ -100,7 +100,7 @@ def load_audited(folder: str | Path) -> CMIMTL:
     `CMIMTL.from_pretrained` refuses it: it builds the parts that the paper describes. Raises
     `InputError` where the folder holds no model."""
     if not (Path(folder) / "config.json").is_file():
-        raise InputError(Problem(str(folder), "no saved model", "Give a finished run's model/"))
+        raise refusal(str(folder), "no saved model", "Give a finished run's model/")
     config = CMIMTLConfig.from_pretrained(folder)
     model = depart(CMIMTL(config), getattr(config, "audit", None))
     load_model(model, Path(folder) / "model.safetensors")

@@ -10,7 +10,7 @@ __all__ = ['STRENGTHS', 'BASELINES', 'MEANING', 'SEEN', 'Questions', 'organ_and_
 # %% ../nbs/28_baselines.ipynb #f08e954f
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from .core import InputError, Problem, sha256_file
+from .core import refusal, sha256_file
 from .encoders import image_tokens, load_encoder, token_grid
 from .images import image_to_pixels
-from .metrics import format_score, score
 from .samples import VQASample, normalise_answer
 
 # %% ../nbs/28_baselines.ipynb #bc4eec8a
@@ -204,9 +203,7 @@ def baseline_rows(
     `vectors`: `meaning` and `seen`, rows as in `samples`, for the baselines that ask for them.
     Raises `InputError` for an unknown baseline."""
     if name not in BASELINES:
-        raise InputError(
-            Problem(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}")
-        )
+        raise refusal(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}")
     questions = as_questions(samples, view, **vectors)
     train, validation, test = (
         questions[[i for i, s in enumerate(samples) if s.split == split]]

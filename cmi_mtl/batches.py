@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import cmi_mtl.phantom  # noqa: F401  registers its loader
 from .build import taught_answers
-from .core import InputError, Problem, sha256_file, sha256_json
+from .core import refusal, sha256_file, sha256_json
 from .datasets import load_dataset
 from .departures import pads_all
 from .encoders import encode_once
@@ -48,7 +48,7 @@ def prepare_samples(s: Settings, samples: list[VQASample] | None) -> list[VQASam
     missing = [split for split in needed if not any(x.split == split for x in samples)]
     if missing:
         what = f"no question in split {', '.join(missing)}"
-        raise InputError(Problem(f"dataset={s.dataset!r}", what, "Give each split some questions"))
+        raise refusal(f"dataset={s.dataset!r}", what, "Give each split some questions")
     return samples
 
 # %% ../nbs/32_batches.ipynb #75428f9f

@@ -27,6 +27,7 @@ from cmi_mtl.core import (
     Problem,
     check_schema,
     find_weights,
+    refusal,
     seed_everything,
     sha256_json,
 )
@@ -114,7 +115,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
     except OSError as e:
         what = f"the weights of {weights['text']} are not at hand ({type(e).__name__})"
         remedy = "Put their folder under CMI_MTL_WEIGHTS, or connect to the hub"
-        raise InputError(Problem(f"preset={s.preset!r}", what, remedy)) from e
+        raise refusal(f"preset={s.preset!r}", what, remedy) from e
     try:
         model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
     except (TypeError, ValueError, RuntimeError) as e:
@@ -122,7 +123,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
             raise
         what = f"no model can be built of them ({e})"
         remedy = "Correct the option that it names"
-        raise InputError(Problem(f"model_options={s.model_options}", what, remedy)) from e
+        raise refusal(f"model_options={s.model_options}", what, remedy) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
     depart(model, s.variant)
     return freeze_encoders(model, s.train_last) if s.freeze_encoders else model
@@ -178,23 +179,19 @@ def model_from_record(record: dict, answers: list[str] | None = None) -> CMIMTL:
     if answers is None:
         answers = [f"answer {i}" for i in range(known["size"])]
     elif sha256_json(list(answers)) != known["sha256"]:
-        raise InputError(
-            Problem(
-                "answers",
-                "they are not the vocabulary of the record",
-                "Give those of its run, in their order",
-            )
+        raise refusal(
+            "answers",
+            "they are not the vocabulary of the record",
+            "Give those of its run, in their order",
         )
     for part in ("image_encoder", "text_encoder"):
         c[part] = AutoConfig.for_model(**c[part]["configuration"]).to_dict()
 
     def refuse(why):
-        return InputError(
-            Problem(
-                "the record's model",
-                f"this version makes another one of it: {why}",
-                f"Use commit {record['commit']}",
-            )
+        return refusal(
+            "the record's model",
+            f"this version makes another one of it: {why}",
+            f"Use commit {record['commit']}",
         )
 
     lost = [name for name in c if name not in inspect.signature(CMIMTLConfig).parameters]

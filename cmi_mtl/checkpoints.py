@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from .batches import QuestionSet
-from .core import InputError, Problem, sha256_file, sha256_json
+from .core import InputError, Problem, refusal, sha256_file, sha256_json
 from .model import CMIMTL
 from .samples import VQASample
 from .settings import Settings
@@ -142,7 +142,7 @@ def _same_run(path: Path, there: dict, here: dict):
         values = "; ".join(f"{k} is {there.get(k)!r} there, {here.get(k)!r} here" for k in odd)
         remedy = "Give the same again to go on with that one, or another folder, or restart=true"
         what = f"it belongs to an unfinished run of its own: {values}"
-        raise InputError(Problem(str(path), what, f"{remedy} to throw it away"))
+        raise refusal(str(path), what, f"{remedy} to throw it away")
 
 # %% ../nbs/34_checkpoints.ipynb #ed6bc586
 class Checkpoints:
@@ -179,7 +179,7 @@ class Checkpoints:
                 return state
         if files:
             what, remedy = "none of its checkpoints is whole", "Start anew with restart=true"
-            raise InputError(Problem(str(self.folder), what, remedy))
+            raise refusal(str(self.folder), what, remedy)
 
     def clear(self):
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -220,12 +220,10 @@ def restore_run(run: Run, state: dict):
         return {n: tuple(x.shape) for n, x in tensors.items()}
 
     if shapes(state["weights"]) != shapes(trained_state(run.core)):
-        raise InputError(
-            Problem(
-                str(run.checkpoints.folder),
-                "its parameters are those of another version of the model",
-                "Go on with the version that wrote it, or start anew with restart=true",
-            )
+        raise refusal(
+            str(run.checkpoints.folder),
+            "its parameters are those of another version of the model",
+            "Go on with the version that wrote it, or start anew with restart=true",
         )
     run.core.load_state_dict(state["weights"], strict=False)  # frozen ones are not in it
     run.optimiser.load_state_dict(state["optimiser"])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, Problem, seed_everything
+from .core import refusal
 from .fusions import BANBlock, CoAttentionBlock, ConcatBlock, MFBBlock, SANBlock
 from .lengths import fill_rows, length_mask, reversed_rows
 from .scan import conv_rows, scan_rows
@@ -174,7 +174,7 @@ class CIFR(nn.Module):
         if fusion not in FUSIONS:
             known = f"Use one of {', '.join(FUSIONS)}"
             own = f"If it is yours, import its module or set FUSIONS[{fusion!r}] = YourBlock first"
-            raise InputError(Problem(f"fusion={fusion!r}", "unknown fusion", f"{known}. {own}"))
+            raise refusal(f"fusion={fusion!r}", "unknown fusion", f"{known}. {own}")
         block = FUSIONS[fusion]
         self.blocks = nn.ModuleList(block(d, dropout, **options) for _ in range(layers))
 

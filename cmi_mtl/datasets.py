@@ -13,10 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Callable
 
-from .core import InputError, Problem, data_home, sha256_file
+from .core import Problem, data_home, refusal, sha256_file
 from .fetch import HUB, download, is_there
 from .ovqa import load_ovqa
-from .rows import Entry, check, closed_or_open, is_box, read_rows, refusal
+from .rows import Entry, check, closed_or_open, is_box, read_rows
 from .samples import Region, VQASample, same_pictures
 from .slake import load_slake
 from .vqa_rad import load_vqa_rad

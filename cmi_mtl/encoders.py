@@ -35,16 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cmi_mtl.core import (
-    InputError,
-    Problem,
-    cache_home,
-    find_weights,
-    seed_everything,
-    sha256_file,
-    sha256_json,
-    write_json,
-)
+from .core import cache_home, find_weights, refusal, sha256_file, sha256_json, write_json
 
 # %% ../nbs/20_encoders.ipynb #75e7f827
 def encoder_config(name: str) -> PretrainedConfig:
@@ -54,12 +45,10 @@ def encoder_config(name: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(find_weights(name))
     except (OSError, ValueError) as e:
-        raise InputError(
-            Problem(
-                f"encoder {name!r}",
-                "neither a folder with a config.json nor a model that the hub gives",
-                "Correct the name, or put the folder under CMI_MTL_WEIGHTS",
-            )
+        raise refusal(
+            f"encoder {name!r}",
+            "neither a folder with a config.json nor a model that the hub gives",
+            "Correct the name, or put the folder under CMI_MTL_WEIGHTS",
         ) from e
     return getattr(config, "vision_config", config)
 
@@ -72,12 +61,10 @@ def load_encoder(name: str) -> PreTrainedModel:
     try:
         return AutoModel.from_pretrained(find_weights(name), config=config, dtype=torch.float32)
     except OSError as e:
-        raise InputError(
-            Problem(
-                f"encoder {name!r}",
-                "its folder holds no weights",
-                "Put model.safetensors beside config.json",
-            )
+        raise refusal(
+            f"encoder {name!r}",
+            "its folder holds no weights",
+            "Put model.safetensors beside config.json",
         ) from e
 
 # %% ../nbs/20_encoders.ipynb #5266c0e1
@@ -131,9 +118,7 @@ def pool_patches(tokens: Tensor, lead: int, side: int, pool: int) -> Tensor:
         return tokens
     if side % pool:
         what = f"does not divide the {side} patches of a side"
-        raise InputError(
-            Problem(f"image_pool={pool}", what, "Choose image_size and image_pool to fit")
-        )
+        raise refusal(f"image_pool={pool}", what, "Choose image_size and image_pool to fit")
     grid = tokens[:, lead:].transpose(1, 2).unflatten(2, (side, side))
     pooled = nn.functional.avg_pool2d(grid, pool).flatten(2).transpose(1, 2)
     return torch.cat([tokens[:, :lead], pooled], dim=1)

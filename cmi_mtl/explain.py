@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .block_influence import gate_values, record_calls, token_influence
 from .cifr import CrossMambaBlock
-from .core import InputError, Problem
+from .core import refusal
 from .encoders import token_grid
 from .ffae import answer_labels
 from .images import open_image
@@ -121,7 +121,7 @@ def classifier_score(answer: str):
         if answer not in model.config.answers:
             way_out = "Use one of model.config.answers, or method 'grad_cam_text'"
             what = "outside the model's vocabulary"
-            raise InputError(Problem(f"answer={answer!r}", what, way_out))
+            raise refusal(f"answer={answer!r}", what, way_out)
         return out.logits[:, model.config.answers.index(answer)]
 
     return score
@@ -135,7 +135,7 @@ def generator_score(answer: str):
     def score(model: CMIMTL, out) -> Tensor:
         if not model.config.ffae:
             what = "this model has no generator"
-            raise InputError(Problem("method 'grad_cam_text'", what, "Use 'grad_cam'"))
+            raise refusal("method 'grad_cam_text'", what, "Use 'grad_cam'")
         rows, tokenizer = len(out.logits), model.processor.generator_tokenizer
         labels = answer_labels(tokenizer, [answer], model.config.max_answer_length)
         labels = labels.to(out.logits.device).expand(rows, -1)
@@ -207,7 +207,7 @@ def query_attention(encoded: EncodedQuestion, answer: str) -> Tensor:
     Raises `InputError` without FVTA."""
     if not encoded.model.config.fvta:
         where = "method 'query_attention'"
-        raise InputError(Problem(where, "this model has no FVTA", "Use 'grad_cam'"))
+        raise refusal(where, "this model has no FVTA", "Use 'grad_cam'")
     return encoded.on_grid(query_to_patch(encoded).mean(0))
 
 # %% ../nbs/40_explain.ipynb #1e484f96
@@ -218,7 +218,7 @@ def cross_mamba_inputs(encoded: EncodedQuestion, method: str) -> list[tuple]:
     blocks = [*encoded.model.cifr.blocks] if encoded.model.config.cifr else []
     if not blocks or not all(isinstance(b, CrossMambaBlock) for b in blocks):
         what, way_out = "this model has no Cross-Mamba block", "Use 'grad_cam' or 'query_attention'"
-        raise InputError(Problem(f"method {method!r}", what, way_out))
+        raise refusal(f"method {method!r}", what, way_out)
     calls = record_calls(blocks, encoded.output)  # one forward pass for all of them
     return [(block, first[0]) for block, (first, *_) in zip(blocks, calls)]
 
@@ -294,7 +294,7 @@ def explain(
     `encode_question` does, for a bad picture or question."""
     if method not in METHODS:
         way_out = f"Use one of {', '.join(METHODS)}"
-        raise InputError(Problem(f"method={method!r}", "unknown method", way_out))
+        raise refusal(f"method={method!r}", "unknown method", way_out)
     return explain_encoded(encode_question(model, image, question), method, answer)
 
 # %% ../nbs/40_explain.ipynb #1d08ceb1

@@ -17,8 +17,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Callable, NamedTuple
 
-from .core import InputError, Problem, data_home, sha256_file, write_json
-from .rows import read_rows, refusal
+from .core import InputError, Problem, data_home, refusal, sha256_file, write_json
+from .rows import read_rows
 from .slake import load_slake
 from .vqa_rad import RAD_FIELDS, load_vqa_rad
 from .vqa_rad_hub import load_vqa_rad_hub

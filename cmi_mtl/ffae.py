@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from .core import InputError, Problem
+from .core import refusal
 from .encoders import additive_mask
 from .lengths import length_mask, masked_mean
 
@@ -71,7 +71,7 @@ def answer_loss(
         return total / (count or known.sum().clamp(min=1))
     if classifier_loss != "bce":
         what = f"classifier_loss={classifier_loss!r}"
-        raise InputError(Problem(what, "no such loss", "Use 'bce' or 'ce'"))
+        raise refusal(what, "no such loss", "Use 'bce' or 'ce'")
     right = labels.clamp(min=0)[:, None]
     # a row of zeros for an answer outside the vocabulary
     target = torch.zeros_like(logits).scatter(1, right, known.float()[:, None])

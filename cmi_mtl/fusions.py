@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .core import seed_everything
 from .lengths import length_mask, masked_mean
 
 # %% ../nbs/appendix/23a_fusions.ipynb #02a61760

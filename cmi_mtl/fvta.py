@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from .core import InputError, Problem
+from .core import refusal
 
 # %% ../nbs/22_fvta.ipynb #7cb34ac5
 QUERY_STARTS = ("nothing", "mean", "grid")
@@ -49,10 +49,10 @@ class QFormer(nn.Module):
         super().__init__()
         if start not in QUERY_STARTS:
             known = f"Use one of {', '.join(QUERY_STARTS)}"
-            raise InputError(Problem(f"query_start={start!r}", "no such start", known))
+            raise refusal(f"query_start={start!r}", "no such start", known)
         if start == "grid" and math.isqrt(num_queries) ** 2 != num_queries:
             what = "is no square, as query_start='grid' needs"
-            raise InputError(Problem(f"num_queries={num_queries}", what, "Use 9, 16 or 25"))
+            raise refusal(f"num_queries={num_queries}", what, "Use 9, 16 or 25")
         self.start = start
         # Drawn, not zero: equal queries would stay equal. BERT draws its embeddings at 0.02, too.
         self.queries = nn.Parameter(torch.randn(1, num_queries, config.hidden_size) * 0.02)

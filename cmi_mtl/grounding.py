@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import ImageFilter
 
-from .core import InputError, Problem, seed_everything
+from .core import refusal, seed_everything
 from .explain import encode_question, explain, explain_encoded, on_picture
 from .images import open_image, read_label_map
 from .metrics import cluster_bootstrap
@@ -25,7 +25,7 @@ def _read_region(path: str, level: int, width: int, height: int) -> np.ndarray:
     levels = read_label_map(path)
     if levels.shape != (height, width):
         what = f"is {levels.shape[1]} x {levels.shape[0]}, its picture {width} x {height}"
-        raise InputError(Problem(path, what, "Give a label map of the picture's size"))
+        raise refusal(path, what, "Give a label map of the picture's size")
     return levels == level
 
 
@@ -275,7 +275,7 @@ def sanity_checks(
         others = [o.question for o in samples if o.question != s.question]
         if not others:
             what = "they all ask the same question"
-            raise InputError(Problem("samples", what, "Give samples with several questions"))
+            raise refusal("samples", what, "Give samples with several questions")
         random = explain(rival, s.image, s.question, method, heat.answer)
         asked = explain(model, s.image, others[rng.integers(len(others))], method)
         row = {"qid": s.qid, "image_id": s.image_id}

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .core import InputError, Problem
+from .core import InputError, Problem, refusal
 
 # %% ../nbs/11_images.ipynb #61175443
 class _Fault(ValueError):
@@ -233,7 +233,7 @@ def read_image(path: str | Path) -> Image.Image:
     pages or frames."""
     if not Path(path).exists():
         remedy = "Correct the path or put the file there"
-        raise InputError(Problem(str(path), "no such image file", remedy))
+        raise refusal(str(path), "no such image file", remedy)
     return _read(Path(path), str(path))
 
 # %% ../nbs/11_images.ipynb #0e6c0b09
@@ -289,12 +289,10 @@ def open_image(source) -> Image.Image:
         image = source if isinstance(source, Image.Image) else _from_array(np.asarray(source))
         return _from_pil(image)
     except _Fault as e:
-        raise InputError(Problem("image", e.what, e.remedy)) from e
+        raise refusal("image", e.what, e.remedy) from e
     except Exception as e:  # a PIL image decodes its file only now; a list may be ragged
-        raise InputError(
-            Problem(
-                "image", f"cannot be read as an image ({e})", "Give a path, a PIL image or an array"
-            )
+        raise refusal(
+            "image", f"cannot be read as an image ({e})", "Give a path, a PIL image or an array"
         ) from e
 
 # %% ../nbs/11_images.ipynb #0e7b0368
@@ -330,18 +328,14 @@ def read_label_map(path: str | Path) -> np.ndarray:
     try:
         a = np.asarray(Image.open(path))
     except Exception as e:
-        raise InputError(
-            Problem(
-                str(path), f"cannot be read as a label map ({e})", "Replace it by a whole PNG file"
-            )
+        raise refusal(
+            str(path), f"cannot be read as a label map ({e})", "Replace it by a whole PNG file"
         ) from e
     if a.ndim == 2:
         return a.astype(int)
     a = a[..., :3] if a.shape[2] > 2 else a[..., :1]
     if (a != a[..., :1]).any():
-        raise InputError(
-            Problem(
-                str(path), "is a colour picture, not a label map", "Give each region one grey level"
-            )
+        raise refusal(
+            str(path), "is a colour picture, not a label map", "Give each region one grey level"
         )
     return a[..., 0].astype(int)

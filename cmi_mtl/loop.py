@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .batches import QuestionSet, augment_pixels, epoch_rows
 from .checkpoints import Checkpoints, Progress, Run, save_run
-from .core import InputError, Problem, seed_everything, write_jsonl
+from .core import refusal, seed_everything, write_jsonl
 from .departures import look, watches_test
 from .images import normalise_pixels
 from .model import CMIMTL
@@ -138,7 +138,7 @@ def gradients_that_fit(run: Run, rows: Tensor) -> dict:
             if run.accelerator.num_processes > 1 or p.accumulate >= smallest:
                 where = f"batch_size={s.batch_size}, in {p.accumulate} micro-batches"
                 remedy = "Raise accumulate" if p.accumulate < smallest else "Take a smaller model"
-                raise InputError(Problem(where, "memory runs out", remedy)) from e
+                raise refusal(where, "memory runs out", remedy) from e
         run.optimiser.zero_grad()
         torch.cuda.empty_cache()
         p.accumulate = min(2 * p.accumulate, smallest)

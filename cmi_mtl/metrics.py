@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from .core import InputError, Problem
+from .core import refusal
 
 # %% ../nbs/27_metrics.ipynb #0d8a3d13
 @functools.lru_cache(maxsize=8)
@@ -83,10 +83,6 @@ def format_score(row: dict) -> str:
     return f"{row['accuracy']:.1f} ({row['low']:.1f} to {row['high']:.1f}, n = {row['questions']})"
 
 # %% ../nbs/27_metrics.ipynb #7210299c
-def _refuse(where: str, what: str, remedy: str):
-    raise InputError(Problem(where, what, remedy))
-
-
 def _rows(columns: dict, **per_question) -> list[np.ndarray]:
     """Named `columns`, (n,) or (seeds, n), as floats (seeds, n). `per_question`: lists of n marks.
 
@@ -98,16 +94,16 @@ def _rows(columns: dict, **per_question) -> list[np.ndarray]:
     sizes |= {name: (shape[0], len(marks)) for name, marks in per_question.items()}
     for name, size in sizes.items():
         if size[1] == 0:
-            _refuse(name, "no question", "Give one or more")
+            raise refusal(name, "no question", "Give one or more")
         if size != shape:
-            _refuse(name, f"shape {size}, not {shape}", "Give columns of the same questions")
+            raise refusal(name, f"shape {size}, not {shape}", "Give columns of the same questions")
     for name, x in rows.items():
         if np.isnan(x).any():
-            _refuse(name, "a value is missing", "Leave such questions out")
+            raise refusal(name, "a value is missing", "Leave such questions out")
         if name == "confidence" and not ((0 <= x) & (x <= 1)).all():
-            _refuse(name, "a value outside 0 to 1", "Give probabilities")
+            raise refusal(name, "a value outside 0 to 1", "Give probabilities")
         if name in ("correct", "changed", "one", "other") and not np.isin(x, (0, 1)).all():
-            _refuse(name, "a value is neither 0 nor 1", "Give right (1) or wrong (0)")
+            raise refusal(name, "a value is neither 0 nor 1", "Give right (1) or wrong (0)")
     return list(rows.values())
 
 # %% ../nbs/27_metrics.ipynb #478d87bd
@@ -160,7 +156,7 @@ def mcnemar(one, other) -> dict:
 
     one, other = _rows({"one": one, "other": other})
     if len(one) > 1:
-        _refuse("one", "several seeds", "Compare one at a time")
+        raise refusal("one", "several seeds", "Compare one at a time")
     only_one, only_other = int((one > other).sum()), int((one < other).sum())
     differing = only_one + only_other
     p = float(binomtest(only_one, differing).pvalue) if differing else 1.0
@@ -345,6 +341,6 @@ def accuracy_by_band(correct, bands, clusters, names: list[str]) -> dict:
     `correct` (n,) or (seeds, n), `bands` (n,) one of the names for each question."""
     (correct,) = _rows({"correct": correct}, bands=bands, clusters=clusters)
     if not set(bands) <= set(names):
-        _refuse("bands", "one is not in names", "Name every band")
+        raise refusal("bands", "one is not in names", "Name every band")
     clusters, parts = np.asarray(clusters), {name: np.equal(bands, name) for name in names}
     return {name: mean_interval(correct[:, part], clusters[part]) for name, part in parts.items()}

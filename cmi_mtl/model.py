@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from . import encoders
 from .cifr import CIFR
 from .config import CMIMTLConfig, CMIMTLProcessor
-from .core import InputError, Problem
+from .core import refusal
 from cmi_mtl.ffae import (
     AnswerClassifier,
     AnswerGenerator,
@@ -39,10 +39,10 @@ def check_saved(folder: str | Path):
     path = Path(folder) / "config.json"
     if not path.is_file():
         what = "no saved model (config.json is missing)"
-        raise InputError(Problem(str(folder), what, "Give the folder that save_pretrained wrote"))
+        raise refusal(str(folder), what, "Give the folder that save_pretrained wrote")
     if audit := json.loads(path.read_text()).get("audit"):
         what = f"a model of the audit ({audit}), its parts are not the paper's"
-        raise InputError(Problem(str(folder), what, "Load it by cmi_mtl.audit.load_audited"))
+        raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
 
 # %% ../nbs/25_model.ipynb #f8e790b2
 class CMIMTLPreTrainedModel(PreTrainedModel):
@@ -71,9 +71,7 @@ class CMIMTLPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             what = f"it lacks weights: {', '.join(sorted(info['missing_keys'])[:3])} …"
-            raise InputError(
-                Problem(str(folder), what, "Use the version that saved it, or retrain")
-            )
+            raise refusal(str(folder), what, "Use the version that saved it, or retrain")
         with contextlib.suppress(FileNotFoundError):
             model.processor = CMIMTLProcessor.from_pretrained(folder)
         return model
@@ -271,7 +269,7 @@ def freeze_encoders(model: CMIMTLModules, train_last: int = 0) -> CMIMTLModules:
         layers = encoders.encoder_layers(encoder)
         if train_last > len(layers):
             what = f"the encoder has {len(layers)} layers"
-            raise InputError(Problem(f"train_last={train_last}", what, "Use a smaller number"))
+            raise refusal(f"train_last={train_last}", what, "Use a smaller number")
         for layer in layers[len(layers) - train_last :]:
             layer.requires_grad_(True)
     return model.train(model.training)
@@ -293,12 +291,12 @@ def check_question(model: CMIMTLPreTrainedModel, question: str):
     "Raises `InputError` for an empty question, and for a model without processor or vocabulary."
     remedy = "Load it by CMIMTL.from_pretrained(folder), or set model.processor"
     if model.processor is None:
-        raise InputError(Problem("processor", "this model has none", remedy))
+        raise refusal("processor", "this model has none", remedy)
     if not str(question).strip():
-        raise InputError(Problem("question", "it is empty", "Write a question about the picture"))
+        raise refusal("question", "it is empty", "Write a question about the picture")
     if not model.config.answers:
         what = "this model has no vocabulary"
-        raise InputError(Problem("answers", what, "Train it, or load a trained one"))
+        raise refusal("answers", what, "Train it, or load a trained one")
 
 # %% ../nbs/25_model.ipynb #bab55af6
 class CMIMTL(CMIMTLForward):

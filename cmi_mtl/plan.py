@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import RECORD_SCHEMA, InputError, Problem, sha256_json
+from .core import RECORD_SCHEMA, InputError, Problem, refusal, sha256_json
 from .departures import AUDIT
 from .records import configuration, differences, without_names
 from .run import load_papermill
@@ -76,11 +76,11 @@ def load_study(study: str) -> tuple[Block, ...]:
     try:
         rows = json.loads(Path(study).read_text(encoding="utf-8"))
     except OSError as e:
-        raise InputError(Problem(f"study={study!r}", "unknown study", way_out)) from e
+        raise refusal(f"study={study!r}", "unknown study", way_out) from e
     except ValueError as e:
-        raise InputError(Problem(study, f"is no JSON ({e})", way_out)) from e
+        raise refusal(study, f"is no JSON ({e})", way_out) from e
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(Problem(study, "is no list of blocks", way_out))
+        raise refusal(study, "is no list of blocks", way_out)
     problems = [p for i, row in enumerate(rows) for p in _faults(f"{study}, block {i + 1}", row)]
     if problems:
         raise InputError(problems)

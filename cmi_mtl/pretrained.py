@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from .config import CMIMTLConfig
-from .core import InputError, Problem, find_weights
+from .core import InputError, Problem, find_weights, refusal
 from .encoders import load_encoder
 from .fvta import QFormer
 from .model import CMIMTL
@@ -63,10 +63,10 @@ def load_bert_into_qformer(qformer: QFormer, bert: str | nn.Module) -> KeyReport
         if tensor.shape != target[name].shape:
             what = f"has shape {tuple(target[name].shape)}, BERT's has {tuple(tensor.shape)}"
             remedy = "Give the Q-Former the hidden size and intermediate size of that BERT"
-            raise InputError(Problem(f"Q-Former parameter {name}", what, remedy))
+            raise refusal(f"Q-Former parameter {name}", what, remedy)
     if lacking := [k for k in target if k not in fits and "crossattention" not in k]:
         what, remedy = "this BERT has none for it", "Give the Q-Former no more layers than the BERT"
-        raise InputError(Problem(f"Q-Former parameter {lacking[0]}", what, remedy))
+        raise refusal(f"Q-Former parameter {lacking[0]}", what, remedy)
     qformer.layers.load_state_dict(fits, strict=False)
     unexpected = [name for name, ours in named.items() if ours not in target]
     return KeyReport(sorted(fits), sorted(target.keys() - fits.keys()), sorted(unexpected))
@@ -137,7 +137,7 @@ def load_t5(name: str) -> T5ForConditionalGeneration:
     except (OSError, ValueError) as e:
         what = "neither a folder with a T5 nor one that the hub gives"
         remedy = "Correct the name, or put the folder under CMI_MTL_WEIGHTS"
-        raise InputError(Problem(f"generator {name!r}", what, remedy)) from e
+        raise refusal(f"generator {name!r}", what, remedy) from e
 
 
 def with_pretrained_encoders(
@@ -221,16 +221,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         checkpoint = open_checkpoint(path)
     except FileNotFoundError as e:
-        raise InputError(Problem(str(path), "there is no such file", "Correct the path")) from e
+        raise refusal(str(path), "there is no such file", "Correct the path") from e
     except Exception as e:  # a damaged pickle can raise anything
         unsafe = isinstance(e, pickle.UnpicklingError)
         why = "there is more in it than tensors and plain values" if unsafe else str(e)
         what = f"cannot be read as a checkpoint ({why.split(chr(10))[0]})"
-        raise InputError(Problem(str(path), what, "Fetch it again")) from e
+        raise refusal(str(path), what, "Fetch it again") from e
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         what = "no Lightning checkpoint: there is no state_dict"
-        raise InputError(Problem(str(path), what, "Give M3AE's .ckpt"))
+        raise refusal(str(path), what, "Give M3AE's .ckpt")
     return state
 
 # %% ../nbs/26_pretrained.ipynb #a764dbe2

@@ -14,15 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmi_mtl.core import (
-    InputError,
-    Problem,
-    atomic_path,
-    check_schema,
-    read_jsonl,
-    sha256_json,
-    write_text,
-)
+from .core import atomic_path, check_schema, read_jsonl, refusal, sha256_json, write_text
 from .metrics import GROUPS, cluster_bootstrap
 from .samples import normalise_answer
 
@@ -175,7 +167,7 @@ def _lines(record: dict) -> str:
 def _of_run(run: Path, name: str) -> Path:
     if (run / name).is_file():
         return run / name
-    raise InputError(Problem(str(run / name), "is missing", "Give the folder of a finished run"))
+    raise refusal(str(run / name), "is missing", "Give the folder of a finished run")
 
 
 def _publish_trial(run: Path, record: dict, records: str | Path) -> Path:
@@ -220,9 +212,7 @@ def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
 
     Raises `InputError` where there is no such folder."""
     if not Path(records).is_dir():
-        raise InputError(
-            Problem(str(records), "is no folder", "Name that of the published records")
-        )
+        raise refusal(str(records), "is no folder", "Name that of the published records")
     return {
         p.name: json.loads(p.read_text(encoding="utf-8"))
         for p in sorted(Path(records).glob("*.json"))
@@ -286,15 +276,15 @@ def _comparable(runs: list[dict], others: list[dict], key: str) -> list[tuple[di
     if not pairs:
         ones, twos = ([r["settings"]["seed"] for r in side] for side in (runs, others))
         where, remedy = f"seeds {ones} and {twos}", "Publish runs of the same seeds"
-        raise InputError(Problem(where, "none in common", remedy))
+        raise refusal(where, "none in common", remedy)
     first = pairs[0][0]
     for r in (r for pair in pairs for r in pair):
         where = f"seed {r['settings']['seed']} of {r['settings'].get('variant')}"
         if asked(r) != asked(first):
             remedy = "Publish runs on the same data"
-            raise InputError(Problem(where, "other test questions", remedy))
+            raise refusal(where, "other test questions", remedy)
         if key not in r["per_question"]:
-            raise InputError(Problem(where, f"{key} was not measured", "Compare another column"))
+            raise refusal(where, f"{key} was not measured", "Compare another column")
     return pairs
 
 

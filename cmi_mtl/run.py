@@ -8,13 +8,12 @@ __all__ = ['load_papermill', 'this_python', 'run_notebook', 'run_folder', 'main'
 # %% ../nbs/44_run.ipynb #a41c67e2
 import argparse
 import difflib
-import json
 import os
 import re
 import sys
 from pathlib import Path
 
-from .core import InputError, Problem, value_of
+from .core import InputError, Problem, refusal, value_of
 
 # %% ../nbs/44_run.ipynb #dcd8165e
 def load_papermill():
@@ -34,15 +33,15 @@ def _parameters_of(notebook: Path) -> set[str]:
 
     give = "Give the path of an .ipynb file"
     if not notebook.is_file():
-        raise InputError(Problem(str(notebook), "no such notebook", give))
+        raise refusal(str(notebook), "no such notebook", give)
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except Exception as e:  # whatever a file that is no notebook makes nbformat raise
         what = f"not a notebook ({type(e).__name__})"
-        raise InputError(Problem(str(notebook), what, give)) from e
+        raise refusal(str(notebook), what, give) from e
     if not any("parameters" in c.metadata.get("tags", []) for c in cells):
         what, remedy = "no cell is tagged 'parameters'", "Tag the cell that sets the defaults"
-        raise InputError(Problem(str(notebook), what, remedy))
+        raise refusal(str(notebook), what, remedy)
     return set(papermill.inspect_notebook(str(notebook)))
 
 # %% ../nbs/44_run.ipynb #17f48386

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .core import InputError, Problem
+from .core import refusal
 
 # %% ../nbs/10_samples.ipynb #5f635704
 SPLITS = ("train", "validation", "test")
@@ -152,10 +152,8 @@ class AnswerVocabulary:
             normalise_answer(s.answer) for s in samples if s.split == "train"
         )
         if not counts:
-            raise InputError(
-                Problem(
-                    "answer vocabulary", "no training question", "Give samples with split 'train'"
-                )
+            raise refusal(
+                "answer vocabulary", "no training question", "Give samples with split 'train'"
             )
         return cls(sorted(counts, key=lambda a: (-counts[a], a)))
 
@@ -210,9 +208,9 @@ def carve_validation(
     together; "image" keeps all questions of a picture together; "single" takes each question by
     itself. Raises `InputError` for another unit."""
     if by not in CARVES:
-        raise InputError(Problem(f"by={by!r}", "no such unit", f"Use one of {', '.join(CARVES)}"))
+        raise refusal(f"by={by!r}", "no such unit", f"Use one of {', '.join(CARVES)}")
     if not 0 < fraction < 1:
-        raise InputError(Problem(f"fraction={fraction}", "not between 0 and 1", "Use 0.15, say"))
+        raise refusal(f"fraction={fraction}", "not between 0 and 1", "Use 0.15, say")
     if any(s.split == "validation" for s in samples):
         return samples
     units = carve_units(samples, by)

@@ -11,7 +11,7 @@ import logging
 import torch
 import torch.nn.functional as F
 
-from .core import InputError, Problem
+from .core import InputError, Problem, refusal
 from .lengths import gather_rows, length_mask, spread_rows
 from .scan_chunked import chunked_scan
 from cmi_mtl.scan_compiled import (
@@ -124,9 +124,9 @@ def scan_path(u: torch.Tensor, path: str | None = None) -> str:
     if path is not None:
         if path not in PATHS:
             way_out = f"Use None or one of {PATHS}"
-            raise InputError(Problem(f"path={path!r}", "no such path", way_out))
+            raise refusal(f"path={path!r}", "no such path", way_out)
         if why := _missing(path, u):
-            raise InputError(Problem(f"path={path!r}", why, "Use path=None or path='chunked'"))
+            raise refusal(f"path={path!r}", why, "Use path=None or path='chunked'")
         return path
     best = {"cuda": "cuda", "cpu": "compiled"}.get(_place(u), "chunked")
     if best == "cuda" and u.dtype == torch.float64:
@@ -146,7 +146,7 @@ def _path_for(u, A, path):
     if path is None:
         return "chunked"
     why = f"the kernel has room for 256 state numbers a channel, A gives {A.shape[1]}"
-    raise InputError(Problem("path='cuda'", why, "Use path=None or path='chunked'"))
+    raise refusal("path='cuda'", why, "Use path=None or path='chunked'")
 
 # %% ../nbs/21_scan.ipynb #b0599832
 def _check_sizes(where, u, sizes, **tensors):
@@ -171,7 +171,7 @@ def _check(u, A, **others):
     if u.dim() != 3 or A.dim() != 2 or not u.is_floating_point():
         found = f"u {tuple(u.shape)} of {u.dtype}, A {tuple(A.shape)}"
         way_out = "Give a floating-point u of (batch, d, L) and A of (d, n)"
-        raise InputError(Problem("selective_scan", found, way_out))
+        raise refusal("selective_scan", found, way_out)
     (batch, d, L), n = u.shape, A.shape[1]
     sizes = dict.fromkeys(("delta", "z"), (batch, d, L)) | dict.fromkeys("BC", (batch, n, L))
     sizes |= dict(A=(d, n), D=(d,), delta_bias=(d,), lengths=(batch,))
@@ -223,7 +223,7 @@ def _check_conv(where, x, d, weight, bias):
     if not right or any(p.device != x.device for p in parameters):
         found = f"weight and bias {[tuple(p.shape) for p in parameters]} on {weight.device}"
         way_out = f"With x {tuple(x.shape)} on {x.device} they must be ({d}, width) and ({d},)"
-        raise InputError(Problem(where, found, way_out))
+        raise refusal(where, found, way_out)
 
 
 def causal_conv1d(x, weight, bias=None, activation=None):
@@ -235,7 +235,7 @@ def causal_conv1d(x, weight, bias=None, activation=None):
     bfloat16 in float32), else torch. Raises `InputError`."""
     if activation not in (None, "silu"):
         what = f"activation={activation!r}"
-        raise InputError(Problem(what, "no such activation", "Use None or 'silu'"))
+        raise refusal(what, "no such activation", "Use None or 'silu'")
     _check_conv("causal_conv1d", x, x.shape[1], weight, bias)
     if scan_path(x) == "compiled":
         return compiled_conv(x, weight, bias, activation)
@@ -253,7 +253,7 @@ def _check_lengths(where, x, lengths):
     if bool((lengths.sum() != len(x)) | (lengths < 0).any()):
         found = f"{lengths.tolist()}, {int(lengths.sum())} in all"
         way_out = f"There are {len(x)} rows: give the length of each sequence, 0 or more"
-        raise InputError(Problem(f"{where}, lengths", found, way_out))
+        raise refusal(f"{where}, lengths", found, way_out)
 
 
 def conv_rows(x, weight, bias, lengths):

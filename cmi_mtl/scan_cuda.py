@@ -8,8 +8,6 @@ __all__ = ['cuda_kernel', 'mamba_kernel', 'conv_kernel', 'cuda_scan', 'cuda_conv
 # %% ../nbs/appendix/21e_scan_cuda.ipynb #b0601558
 import functools
 
-import torch
-
 # %% ../nbs/appendix/21e_scan_cuda.ipynb #af54c75c
 @functools.cache
 def cuda_kernel(module: str, name: str) -> tuple[object, str]:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import InputError, Problem
+from .core import InputError, Problem, refusal
 from .departures import AUDIT, base_of, changes_of
 from .samples import CARVES
 
@@ -132,7 +132,7 @@ def recipe(dataset: str, preset: str | None = None) -> dict:
     own["preset"] = preset or own["preset"]
     if own["preset"] not in RECIPES:
         known = f"Use one of {', '.join(RECIPES)}"
-        raise InputError(Problem(f"preset={preset!r}", "unknown preset", known))
+        raise refusal(f"preset={preset!r}", "unknown preset", known)
     return {**RECIPES[own["preset"]], **own}
 
 # %% ../nbs/30_settings.ipynb #c3e61e05

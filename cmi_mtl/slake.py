@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, data_home
+from .core import InputError, data_home, refusal
 from .images import read_label_map
-from .rows import Entry, check, image_folder, is_box, read_rows, refusal, text_of
+from .rows import Entry, check, image_folder, is_box, read_rows, text_of
 from .samples import Region, VQASample, plain_text
 
 # %% ../nbs/appendix/12e_slake.ipynb #98449e82

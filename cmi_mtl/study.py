@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 import cmi_mtl.phantom  # noqa: F401  registers its loader
-from .core import InputError, Problem, sha256_json, write_json
+from .core import InputError, Problem, refusal, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from cmi_mtl.plan import (
     EXPERIMENT_NOTEBOOKS,
@@ -114,9 +114,7 @@ def _small_model(options: dict):
         if isinstance(e, InputError):
             raise
         what = f"no model can be built of them ({e})"
-        raise InputError(
-            Problem(f"model_options={options}", what, "Correct the option that it names")
-        ) from e
+        raise refusal(f"model_options={options}", what, "Correct the option that it names") from e
 
 # %% ../nbs/46_study.ipynb #bb5bbdd3
 def say(text: str):
@@ -131,10 +129,8 @@ def only_one(work: Path):
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise InputError(
-                Problem(
-                    str(work), "a study is at work there", "Wait until it ends, or stop it first"
-                )
+            raise refusal(
+                str(work), "a study is at work there", "Wait until it ends, or stop it first"
             ) from e
         yield f
 

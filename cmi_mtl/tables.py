@@ -20,9 +20,9 @@ import pandas as pd
 from cmi_mtl.core import (
     RECORD_SCHEMA,
     InputError,
-    Problem,
     atomic_path,
     check_schema,
+    refusal,
     write_text,
 )
 from .metrics import cluster_bootstrap
@@ -68,10 +68,10 @@ def _same_runs(runs: dict[str, dict]):
             values = "; ".join(f"{k} is {here.get(k)!r}, there {there.get(k)!r}" for k in odd)
             what = f"another configuration than in {first}: {values}"
             remedy = "Make it a variant (a row of VARIANTS), or run all seeds alike"
-            raise InputError(Problem(name, what, remedy))
+            raise refusal(name, what, remedy)
         if asked(b) != asked(a):
             what = f"other test questions than in {first}"
-            raise InputError(Problem(name, what, "Publish runs on the same data"))
+            raise refusal(name, what, "Publish runs on the same data")
 
 # %% ../nbs/43_tables.ipynb #df3645f7
 def _mean(values: list[float]) -> str:
@@ -223,7 +223,7 @@ def kinds_table(record: dict) -> str:
     Raises `InputError` where the record has no `beyond_the_view`."""
     if not record.get("beyond_the_view"):
         remedy = "Publish a run of experiments/train, which compares kinds"
-        raise InputError(Problem("beyond_the_view", "is not in the record", remedy))
+        raise refusal("beyond_the_view", "is not in the record", remedy)
     names = ["kind of question", "questions", "accuracy", "usual answer by wording and view"]
     names.append("difference")
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
@@ -283,10 +283,10 @@ def made_of(page: str | Path) -> list[Path]:
     Raises `InputError` where there is no such page, or one that names no records."""
     page = Path(page)
     if not page.is_file():
-        raise InputError(Problem(str(page), "there is no such page", "Give a .md file of figures/"))
+        raise refusal(str(page), "there is no such page", "Give a .md file of figures/")
     _, heading, names = page.read_text(encoding="utf-8").partition("## Made of")
     if not heading:
-        raise InputError(Problem(str(page), "names no records", "Make it anew: make tables"))
+        raise refusal(str(page), "names no records", "Make it anew: make tables")
     return [
         page.parent / "records" / n for n in re.findall(r"^- (\S+\.json),", names, re.MULTILINE)
     ]

@@ -29,9 +29,9 @@ from .config import PRESET_WEIGHTS
 from cmi_mtl.core import (
     RECORD_SCHEMA,
     InputError,
-    Problem,
     pick_device,
     provenance,
+    refusal,
     value_of,
     write_json,
     write_jsonl,
@@ -51,10 +51,10 @@ def start_accelerator(s: Settings) -> Accelerator:
     device = pick_device(s.device)
     if device.type == "cpu" and s.mixed_precision == "fp16":
         remedy = "Use 'no' or 'bf16' on a CPU"
-        raise InputError(Problem("mixed_precision='fp16'", "it needs a GPU", remedy))
+        raise refusal("mixed_precision='fp16'", "it needs a GPU", remedy)
     if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
         what = "the package tensorboard is not installed"
-        raise InputError(Problem("tensorboard=True", what, "pip install tensorboard"))
+        raise refusal("tensorboard=True", what, "pip install tensorboard")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
@@ -175,7 +175,7 @@ def _full_disk_is_said():
         if "No space left" not in str(e):
             raise
         remedy = "Make room and run it again: it goes on from the last checkpoint"
-        raise InputError(Problem("the disk", f"it is full ({e})", remedy)) from e
+        raise refusal("the disk", f"it is full ({e})", remedy) from e
 
 
 def _say_counts(run: Run, rows: dict[str, list[int]]):
@@ -206,7 +206,7 @@ def train(
     folder = Path(folder)
     if trial and s.train_on != "train":
         where, what = f"a trial with train_on={s.train_on!r}", "no validation split is held out"
-        raise InputError(Problem(where, what, "Give train_on='train'"))
+        raise refusal(where, what, "Give train_on='train'")
     samples = prepare_samples(s, samples)
     accelerator = start_accelerator(s)
     ours = identity(s, samples, accelerator.num_processes)

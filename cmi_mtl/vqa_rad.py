@@ -9,8 +9,8 @@ __all__ = ['RAD_FIELDS', 'rad_entry', 'load_vqa_rad']
 import collections
 from pathlib import Path
 
-from .core import data_home
-from .rows import Entry, check, image_folder, read_rows, refusal
+from .core import data_home, refusal
+from .rows import Entry, check, image_folder, read_rows
 from .samples import VQASample, plain_text
 
 # %% ../nbs/appendix/12b_vqa_rad.ipynb #62562ae6

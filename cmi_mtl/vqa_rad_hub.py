@@ -9,9 +9,9 @@ __all__ = ['load_vqa_rad_hub']
 import hashlib
 from pathlib import Path
 
-from .core import atomic_path, cache_home, data_home
+from .core import atomic_path, cache_home, data_home, refusal
 from .images import image_fault
-from .rows import Entry, check, closed_or_open, read_rows, refusal
+from .rows import Entry, check, closed_or_open, read_rows
 from .samples import VQASample
 
 # %% ../nbs/appendix/12c_vqa_rad_hub.ipynb #553c7e72

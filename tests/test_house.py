@@ -94,3 +94,9 @@ def test_ruff_has_nothing_to_say(what):
     command = [sys.executable, "-m", "ruff", *what, "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_modules_import_nothing_that_they_do_not_use():
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F401", "cmi_mtl"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout
