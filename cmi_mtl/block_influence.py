@@ -40,8 +40,8 @@ def scan_matrices(branch: SelectiveBranch, x: Tensor) -> list[Tensor]:
     A, D, bias = -torch.exp(branch.A_log.float()), branch.D.float(), branch.dt_proj.bias.float()
     out = []
     for _, _, rows in calls:
-        step, B, C = rows.unflatten(0, x.shape[:2]).split(sizes, dim=-1)
-        step = F.linear(step, branch.dt_proj.weight)
+        step, B, C = rows.float().unflatten(0, x.shape[:2]).split(sizes, dim=-1)
+        step = F.linear(step, branch.dt_proj.weight.float())
         delta, B, C = (t.transpose(1, 2) for t in (step, B, C))
         out.append(hidden_attention(delta, A, B, C, D, delta_bias=bias, delta_softplus=True))
     return out[:1] + [M.flip(2, 3) for M in out[1:]]

@@ -16,7 +16,7 @@ from typing import Callable
 from .core import Problem, data_home, refusal, sha256_file
 from .fetch import HUB, download, is_there
 from .ovqa import load_ovqa
-from .rows import Entry, check, closed_or_open, is_box, read_rows
+from .rows import Entry, as_text, check, closed_or_open, is_box, read_rows
 from .samples import Region, VQASample, same_pictures
 from .slake import load_slake
 from .vqa_rad import load_vqa_rad
@@ -115,7 +115,7 @@ COLUMNS = {f.name for f in fields(VQASample)} - {"image_digest"}
 
 def _table_values(r: dict, i: int, folder: Path) -> dict:
     "The fields of the i-th row; what it leaves out is filled in, but for split and regions."
-    v = {k: x for k, x in r.items() if k in COLUMNS and x not in ("", None)}
+    v = {k: x for k, x in r.items() if k in COLUMNS and as_text(x)}
     v |= {k: r[k] for k in ("question", "answer")}
     v["image"] = str(folder / str(r["image"])) if r["image"] else ""
     v["image_id"] = str(v.get("image_id") or os.path.normpath(str(r["image"])))

@@ -107,7 +107,7 @@ def encode_question(model: CMIMTL, image, question: str) -> EncodedQuestion:
     model.eval()  # no dropout: the same question has one map
     image = open_image(image)
     pixels = model.processor.pixels(image).to(model.device, model.dtype)[None]
-    words = {k: x.to(model.device) for k, x in model.processor.words([str(question)]).items()}
+    words = {k: x.to(model.device) for k, x in model.processor.words([question]).items()}
     lead, _ = token_grid(model.image_encoder.config, pixels.shape[-1])
     return EncodedQuestion(model, image.size, model.encode_image(pixels), lead, **words)
 
@@ -225,7 +225,7 @@ def cross_mamba_inputs(encoded: EncodedQuestion, method: str) -> list[tuple]:
 
 def through_queries(encoded: EncodedQuestion, weights: Tensor) -> Tensor:
     "Weights (K,) of the visual sequence, spread over the patches that each position reads: (h, w)."
-    return encoded.on_grid(weights @ query_to_patch(encoded))
+    return encoded.on_grid(weights.float() @ query_to_patch(encoded).float())
 
 
 def rollout_step(influence: Tensor) -> Tensor:

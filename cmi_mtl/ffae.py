@@ -135,8 +135,9 @@ class GeneratorInput(nn.Module):
     def inputs(self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor) -> dict:
         "T5's input: embeddings (B, N + longest question, d_model) and their additive mask."
         q = q[:, : int(lengths.max())]  # others of the batch may be longer
-        kind_of_answer = (types.float() @ self.type_embedding)[:, None]
-        x = self.project(torch.cat([v, q], dim=1).float()) + kind_of_answer
+        dtype = self.type_embedding.dtype  # float32, unless the whole model was made smaller
+        kind_of_answer = (types.to(dtype) @ self.type_embedding)[:, None]
+        x = self.project(torch.cat([v, q], dim=1).to(dtype)) + kind_of_answer
         mask = length_mask(lengths + v.shape[1], x.shape[1])  # words come last, and so does padding
         return {"inputs_embeds": x, "attention_mask": additive_mask(mask, x.dtype)}
 
@@ -154,7 +155,8 @@ class AnswerGenerator(GeneratorInput):
             read = self.inputs(v, q, lengths, types)
             # (B, T, words)
             logits = self.t5(**read, decoder_input_ids=self.t5._shift_right(labels)).logits
-            total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+            logits = logits.float().flatten(0, 1)
+            total = F.cross_entropy(logits, labels.flatten(), reduction="sum")
             return total, (labels != -100).sum()
 
     @torch.no_grad()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_saved', 'CMIMTLPreTrainedModel', 'build_encoder', 'build_projection', 'build_fvta', 'CMIMTLModules',
            'CMIMTLOutput', 'CMIMTLStages', 'objective', 'CMIMTLForward', 'freeze_encoders', 'Answer', 'check_question',
-           'CMIMTL']
+           'check_counts', 'CMIMTL']
 
 # %% ../nbs/25_model.ipynb #a6240c74
 import contextlib
@@ -265,13 +265,7 @@ def freeze_encoders(model: CMIMTLModules, train_last: int = 0) -> CMIMTLModules:
 
     Raises `InputError` if an encoder has fewer."""
     for encoder in (model.image_encoder, model.text_encoder):
-        encoder.requires_grad_(False)
-        layers = encoders.encoder_layers(encoder)
-        if train_last > len(layers):
-            what = f"the encoder has {len(layers)} layers"
-            raise refusal(f"train_last={train_last}", what, "Use a smaller number")
-        for layer in layers[len(layers) - train_last :]:
-            layer.requires_grad_(True)
+        encoders.freeze(encoder, train_last)
     return model.train(model.training)
 
 # %% ../nbs/25_model.ipynb #2339a994
@@ -288,15 +282,25 @@ class Answer:
 
 
 def check_question(model: CMIMTLPreTrainedModel, question: str):
-    "Raises `InputError` for an empty question, and for a model without processor or vocabulary."
+    """Raises `InputError` for a question that is empty or no text, and for a model without
+    processor or vocabulary."""
     remedy = "Load it by CMIMTL.from_pretrained(folder), or set model.processor"
     if model.processor is None:
         raise refusal("processor", "this model has none", remedy)
-    if not str(question).strip():
+    if not isinstance(question, str):
+        raise refusal("question", f"{question!r} is no text", "Write a question about the picture")
+    if not question.strip():
         raise refusal("question", "it is empty", "Write a question about the picture")
     if not model.config.answers:
         what = "this model has no vocabulary"
         raise refusal("answers", what, "Train it, or load a trained one")
+
+
+def check_counts(**counts: int):
+    "Raises `InputError` for each that is no whole number of at least 1."
+    wrong = [f"{k}={n!r}" for k, n in counts.items() if type(n) is not int or n < 1]
+    if wrong:
+        raise refusal(", ".join(wrong), "out of range", "Give a whole number of at least 1")
 
 # %% ../nbs/25_model.ipynb #bab55af6
 class CMIMTL(CMIMTLForward):
@@ -321,10 +325,12 @@ class CMIMTL(CMIMTLForward):
     def answer(self, image, question: str, top: int = 5, num_beams: int = 1) -> Answer:
         """Answer a question about a picture (path, PIL image or array).
 
-        Raises `InputError` as `check_question` does, and for an unreadable picture."""
+        `top`: how many answers are named; `num_beams`: of the generator. Raises `InputError` as
+        `check_question` does, for a number below 1, and for an unreadable picture."""
         check_question(self, question)
+        check_counts(top=top, num_beams=num_beams)
         self.eval()
-        batch = {k: x.to(self.device) for k, x in self.processor([image], [str(question)]).items()}
+        batch = {k: x.to(self.device) for k, x in self.processor([image], [question]).items()}
         batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
         out = self(**batch)
         p = (out.logits[0].float() / self.config.confidence_temperature).softmax(-1)

@@ -24,7 +24,10 @@ def label_map(mode="RGBA", levels=(215, 225)):
     a = np.zeros((40, 48), np.uint8)
     a[5:35, 2:24], a[5:35, 24:46] = levels
     out = io.BytesIO()
-    Image.fromarray(a).convert(mode).save(out, "PNG")
+    image = Image.fromarray(a).convert(mode)
+    if mode == "P":  # a level's colour says nothing: its index is the level
+        image.putpalette([x for i in range(256) for x in (255 - i, i // 2, 7)])
+    image.save(out, "PNG")
     return out.getvalue()
 
 

@@ -5,12 +5,14 @@ import itertools
 import json
 import random
 import unicodedata
+from types import SimpleNamespace
 
 import made_data
 import pytest
 
 from cmi_mtl.core import InputError, data_home
 from cmi_mtl.datasets import load_dataset
+from cmi_mtl.model import check_counts, check_question
 from cmi_mtl.samples import normalise_answer, plain_text
 
 APART = [
@@ -140,3 +142,20 @@ def test_merged_pairs_of_the_benchmarks(name):
     for a in raw:
         merged[normalise_answer(a)].add(a)
     assert sum(len(list(itertools.combinations(v, 2))) for v in merged.values()) == expected
+
+
+# ---------------------------------------------------------------- what cannot be asked
+
+
+@pytest.mark.parametrize("question", [None, float("nan"), [], ["Is it?"], {}, 3])
+def test_a_question_that_is_no_text_is_refused(question):
+    net = SimpleNamespace(processor=object(), config=SimpleNamespace(answers=["yes"]))
+    with pytest.raises(InputError, match="question: .* is no text. Write a question"):
+        check_question(net, question)
+
+
+@pytest.mark.parametrize("counts", [dict(top=0), dict(top=True), dict(num_beams=-1, top=1.5)])
+def test_numbers_that_count_nothing_are_refused(counts):
+    with pytest.raises(InputError, match="out of range. Give a whole number") as e:
+        check_counts(**counts)
+    assert all(name in str(e.value) for name in counts)

@@ -396,7 +396,7 @@ def test_bad_slake_files(root):
         (
             "imgs/xmlab0/mask.png",
             whole["imgs/xmlab0/mask.png"][:60],
-            ("xmlab0/mask.png", "cannot be read as an image"),
+            ("xmlab0/mask.png", "cannot be read as a label map"),
         ),
         ("imgs/xmlab0/source.jpg", b"", ("train.json, row", "xmlab0/source.jpg cannot be")),
         ("mask.txt", b"\xff\xfe", ("mask.txt", "not UTF-8")),
@@ -446,3 +446,33 @@ def test_what_is_harmless_is_accepted(root):
         "MINE.CSV",
     )
     assert load_dataset("table", upper)[0].image_id == "x.TIF"
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "field, value, parts",
+    [
+        ("question", NAN, ("the question is empty", "Write the question")),
+        ("answer", NAN, ("the answer is empty", "Write the answer")),
+        ("answer", [], ("the answer is a list", "Write a text")),
+        ("answer", ["yes"], ("the answer is a list", "Write a text")),
+        ("question", {}, ("the question is a dict", "Write a text")),
+        ("organ", ["Lung", "Heart"], ("the organ is a list", "Write a text")),
+        ("linked_id", {"a": 1}, ("the linked_id is a dict", "Write a text")),
+    ],
+)
+def test_values_that_are_no_text(root, field, value, parts):
+    problems = refused(root, "table", jsonl(root, ROW, ROW | {field: value}))
+    says(problems, "mine.jsonl, row 2", *parts)
+
+
+def test_labels_of_any_kind_become_texts_or_none(root):
+    rows = [
+        ROW | {"organ": NAN, "linked_id": 7, "split": NAN, "answer_type": NAN},
+        ROW | {"organ": " ", "linked_id": "7", "modality": 3},
+    ]
+    first, second = load_dataset("table", jsonl(root, *rows))
+    assert (first.organ, second.organ, second.modality) == (None, None, "3")
+    assert first.linked_id == second.linked_id == "7" and first.answer_type == "CLOSED"

@@ -103,7 +103,7 @@ def test_slake_boxes_and_label_map(slake):
     ).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA"])
 def test_slake_label_maps_of_any_mode(slake, mode):
     region = slake("Is the left lung healthy?", mode=mode)[0].regions[0]
     assert (read_label_map(region.mask) == region.value).sum() == 30 * 22
