@@ -40,7 +40,7 @@ help:
 run: THREADS = $(if $(filter phantom,$(DATASET)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1})
 run: .venv/ready
 	@$(THREADS) $(BIN)/python -m cmi_mtl.run nbs/experiments/train.ipynb -p dataset $(DATASET) -p variant $(VARIANT) -p seed $(SEED) \
-	  -p data_options '{}' -p epochs null $(ARGS)
+	  $(ARGS)
 
 # J runs at once, by default one for each core; each takes one thread. ARGS goes to Snakemake.
 paper: .venv/ready

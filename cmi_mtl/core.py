@@ -8,6 +8,7 @@ __all__ = ['ROOTS', 'RECORD_SCHEMA', 'Problem', 'InputError', 'refusal', 'atomic
            'seed_everything', 'pick_device', 'device_name', 'package_versions', 'provenance', 'check_schema']
 
 # %% ../nbs/01_core.ipynb #36a0beab
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -106,11 +107,13 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 # %% ../nbs/01_core.ipynb #8096f6f4
 def value_of(text: str):
-    "The value of a text from a command line."
-    try:
+    "The value of a text from a command line: JSON, a Python dictionary or list, or the text."
+    with contextlib.suppress(json.JSONDecodeError):
         return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    if text[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval(text)
+    return text
 
 # %% ../nbs/01_core.ipynb #78bddbaf
 def sha256_file(path: str | Path) -> str:

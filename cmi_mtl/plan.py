@@ -21,7 +21,7 @@ from pathlib import Path
 from .core import RECORD_SCHEMA, InputError, Problem, refusal, sha256_json
 from .departures import AUDIT
 from .records import configuration, differences, without_names
-from .run import load_papermill
+from .run import parameters_of
 from .settings import SENSITIVITY, VARIANTS, Settings, make_settings, variant_options
 
 # %% ../nbs/45_plan.ipynb #f3cdb7c0
@@ -284,7 +284,7 @@ def table_row(b: Block, dataset: str, top: Path) -> dict:
     model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
     given = {"dataset": dataset, "checkpoint": str(model)}
     given |= {"records": os.path.abspath(figures / "records")}
-    known = load_papermill().inspect_notebook(str(notebook))
+    known = parameters_of(notebook)
     own = {k: x for k, x in given.items() if k in known}
     files = f"{b.experiment}_{dataset}.*"
     copy = ["find", str(out), "-name", files, "-exec", "cp", "{}", str(figures), ";"]

@@ -20,7 +20,7 @@ import pytest
 from made_run import assert_alike
 
 from cmi_mtl.core import InputError, read_jsonl
-from cmi_mtl.run import main
+from cmi_mtl.run import main, parameters_of
 from cmi_mtl.settings import make_settings
 from cmi_mtl.train import train
 
@@ -695,3 +695,40 @@ def test_split_without_a_question(tmp_path, split):
     ):
         train(make_settings("table", "tiny", data_root=str(path), device="cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- what a shell makes of it
+
+
+def test_an_output_folder_with_braces(tmp_path, capsys):
+    path = notebook(tmp_path / "good.ipynb")
+    code, err = shell(capsys, path, "--out", tmp_path / "a {x} b}")
+    assert code == 0, err
+    assert files(tmp_path / "a {x} b}") == ["good.ipynb"]
+
+
+def test_the_notebook_itself_is_never_the_output(tmp_path, capsys):
+    path = notebook(tmp_path / "good.ipynb", "open('never', 'wb')")
+    before = path.read_bytes()
+    code, err = shell(capsys, path, "--out", tmp_path)
+    assert code == 2 and "is the notebook itself. Name another output folder" in err
+    assert path.read_bytes() == before and files(tmp_path) == ["good.ipynb"]
+
+
+def test_defaults_of_any_kind(tmp_path, capsys):
+    path = notebook(tmp_path / "good.ipynb", "print(url, table)")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[0].source = 'url = "a=b"  # c=d\ntable = {"k": [1, None]}\nfolder = str(1)'
+    nbformat.write(nb, path)
+    assert parameters_of(path) == {"url": "a=b", "table": {"k": [1, None]}, "folder": None}
+    code, err = shell(capsys, path, "-p", "table", "{'seed': 1}", "--out", tmp_path / "out")
+    assert code == 0, err
+    executed = (tmp_path / "out/good.ipynb").read_text(encoding="utf-8")
+    assert "a=b {'seed': 1}" in executed
+
+
+def test_the_documented_command_needs_no_more_than_a_data_set():
+    given = parameters_of(TRAIN)
+    assert given["dataset"] == "miniature"
+    # what is for the miniature alone must not go into a run of another data set
+    assert given["data_options"] is given["epochs"] is None
