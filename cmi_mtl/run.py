@@ -152,27 +152,22 @@ def _failure(e: BaseException) -> str:
     return "interrupted" if isinstance(e, KeyboardInterrupt) else ""
 
 # %% ../nbs/44_run.ipynb #d977e8df
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    about = "Run an experiment notebook, strictly."
+    parser = argparse.ArgumentParser(prog="python -m cmi_mtl.run", description=about)
+    parser.add_argument("notebook", type=Path)
+    say = {"metavar": ("NAME", "VALUE"), "help": "a parameter; the value is JSON or text"}
+    parser.add_argument("-p", nargs=2, action="append", default=[], **say)
+    parser.add_argument("--out", type=Path, help="folder for the notebook and what it writes")
+    return parser.parse_args(argv)
+
+# %% ../nbs/44_run.ipynb #30126a53
 def main(argv: list[str] | None = None) -> int:
     """The command line.
 
     Returns 0, or 2 for bad input, 1 for a cell that failed, 130 when interrupted, each said on
     stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cmi_mtl.run", description="Run an experiment notebook, strictly."
-    )
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter; the value is JSON or text",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for the executed notebook and what it writes"
-    )
-    args = parser.parse_args(argv)
+    args = _arguments(argv)
     parameters = {k: value_of(v) for k, v in args.p}
     os.environ["PYTHONUNBUFFERED"] = "1"
     try:
