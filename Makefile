@@ -71,7 +71,7 @@ docs: .venv/ready
 	@echo 'built: _docs/index.html. Its search needs a server: $(BIN)/python -m http.server -d _docs'
 
 ask: .venv/ready
-	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb
+	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb --Voila.tornado_settings='{"websocket_max_message_size": 300000000}'
 
 publish: .venv/ready
 	@$(BIN)/python -m cmi_mtl.tables $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))

@@ -101,6 +101,15 @@ def _open_dicom(file):
     return ds if "PixelData" in ds else None
 
 # %% ../nbs/11_images.ipynb #78d62d39
+def _decoders_of(syntax) -> str:
+    "The packages that decode a transfer syntax, as one would install them."
+    from pydicom.pixels import get_decoder
+
+    ways = (x.split(" - requires ")[1] for x in get_decoder(syntax).missing_dependencies)
+    names = " or ".join(x.replace("gdcm>", "python-gdcm>") for x in ways)
+    return f"{names} (pip install 'cmi_mtl[dicom]' brings the first that there is)"
+
+
 def _stored_numbers(ds) -> np.ndarray:
     "The pixels of a DICOM picture as they are stored: (H, W), or (H, W, 3) in RGB."
     from pydicom.pixels import get_decoder, pixel_array
@@ -120,7 +129,7 @@ def _stored_numbers(ds) -> np.ndarray:
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise _Fault(
             f"is compressed by {syntax.name}, for which no decoder is installed",
-            "Export it uncompressed, or install pylibjpeg with its plug-ins",
+            f"Export it uncompressed, or install {_decoders_of(syntax)}",
         )
     try:
         return pixel_array(ds)

@@ -120,11 +120,27 @@ def text_of(path: Path) -> str:
         raise refusal(path, "the file is empty", "Fetch it again or write it anew")
     return text
 
+# %% ../nbs/appendix/12a_rows.ipynb #cfdf6a2a
+def _heading_faults(path: Path, names: list[str]) -> list[Problem]:
+    "What is wrong with a table's heading. Raises `InputError` where commas do not separate it."
+    where = f"{path}, heading"
+    for sign, name in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
+        if len(names) == 1 and sign in names[0]:
+            raise refusal(where, f"{name} separate its columns", "Save it with commas in between")
+    problems = []
+    if any(not name.strip() for name in names):
+        mend = "Name or delete it (pandas leaves it out with index=False)"
+        problems.append(Problem(where, "a column has no name", mend))
+    if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
+        what = f"two columns {', '.join(twice)}"
+        problems.append(Problem(where, what, "Rename or delete one of them"))
+    return problems
+
 
 def _csv_rows(path: Path) -> list[tuple[int, dict]]:
     "Line numbers and rows. A row can span lines; its number is that of its last."
     reader = csv.DictReader(io.StringIO(text_of(path)), strict=True)
-    rows, problems = [], []
+    rows, problems = [], _heading_faults(path, reader.fieldnames)
     try:
         for r in reader:
             rows.append((reader.line_num, r))
@@ -136,10 +152,6 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
         where = f"{path}, after row {reader.line_num}"
         mend = "Quote fields that hold quotes or line ends"
         raise refusal(where, f"not a CSV table ({e})", mend) from e
-    names = collections.Counter(reader.fieldnames)
-    if twice := [name for name, n in names.items() if n > 1]:
-        what = f"two columns {', '.join(twice)}"
-        problems.append(Problem(f"{path}, heading", what, "Rename or delete one of them"))
     if problems:
         raise InputError(problems)
     return rows

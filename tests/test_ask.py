@@ -1,6 +1,7 @@
 "The ask page, served by Voila, in a real browser: it answers, shows a map, and says what is wrong with what it is given."
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(
@@ -39,6 +42,14 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
+def upload_limit():
+    "The option by which `make ask` takes large files: without it Voila cuts the line at 10 MB."
+    option = re.search(
+        r"(--Voila.tornado_settings)='(.*?)'", (ROOT / "Makefile").read_text("utf-8")
+    )
+    return [f"{option[1]}={option[2]}"] if option else []
+
+
 @pytest.fixture(scope="module")
 def address(model):
     "Voila serving the page, as `make ask` does."
@@ -55,6 +66,7 @@ def address(model):
             "--no-browser",
             f"--port={port}",
             "--Voila.ip=127.0.0.1",
+            *upload_limit(),
         ],
         cwd=ROOT,
         env=env,
@@ -130,7 +142,9 @@ def test_empty_question_gets_a_message(page):
 def test_wrong_file_gets_a_message_and_a_right_one_an_answer(page, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     upload(page, tmp_path / "notes.txt")
-    page.get_by_text("notes.txt: cannot be read as an image").wait_for(timeout=60_000)
+    page.get_by_text("notes.txt: cannot be read as an image (of no known kind)").wait_for(
+        timeout=60_000
+    )
     page.get_by_label("Question").fill("Is this an x-ray?")
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("notes.txt: cannot be read as an image").wait_for(timeout=60_000)
@@ -143,3 +157,17 @@ def test_wrong_file_gets_a_message_and_a_right_one_an_answer(page, tmp_path):
     page.get_by_text("notes.txt").wait_for(state="detached", timeout=60_000)
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("Runners-up").wait_for(timeout=60_000)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_large_picture_is_taken(page, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (2048, 2048, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.tif")
+    assert (tmp_path / "large.tif").stat().st_size > 12e6
+    before = shown(page)
+    upload(page, tmp_path / "large.tif")
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('img[src^=blob]')].some(i => i.src != before)",
+        arg=before,
+        timeout=60_000,
+    )

@@ -153,6 +153,20 @@ HEADINGS = {
         "two columns answer",
         "Rename",
     ),
+    "semicolons": (
+        "image;question;answer\nok.jpg;Is it, or not?;yes\n",
+        "mine.csv, heading",
+        "semicolons separate its columns",
+        "Save it with commas",
+    ),
+    "bars": ("image|question|answer\nok.jpg|Is it?|yes\n", "heading", "bars separate"),
+    "tabs": ("image\tquestion\tanswer\nok.jpg\tIs it?\tyes\n", "heading", "tabs separate"),
+    "index of pandas": (
+        ",image,question,answer\n0,ok.jpg,Is it?,yes\n",
+        "mine.csv, heading",
+        "a column has no name",
+        "index=False",
+    ),
     "empty file": ("", "mine.csv", "the file is empty", "Fetch it again or write it anew"),
     "heading only": ("image,question,answer\n", "mine.csv", "the table has no row", "write some"),
     "Latin-1": (

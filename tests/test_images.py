@@ -330,7 +330,9 @@ def test_dicom_without_picture_or_decoder(tmp_path):
     assert data.count(old) == 1
     path.write_bytes(data.replace(old, new))
     message = refused(path)
-    assert "JPEG-LS" in message and "pylibjpeg" in message
+    assert "JPEG-LS" in message
+    for package in ("python-gdcm>=", "pylibjpeg-libjpeg>=", "pip install 'cmi_mtl[dicom]'"):
+        assert package in message
 
 
 # ---- TIFF, PNG, JPEG, GIF

@@ -334,13 +334,14 @@ def bare(requirement):
 def test_three_lists_name_the_same_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = {"core": project["dependencies"], **project["optional-dependencies"]}
-    assert set(lists) == {"core", "dev", "cuda"}
+    assert set(lists) == {"core", "dev", "cuda", "dicom"}
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     for part, key in (
         ("core", "requirements"),
         ("dev", "dev_requirements"),
         ("cuda", "cuda_requirements"),
+        ("dicom", "dicom_requirements"),
     ):
         named = settings["DEFAULT"][key].split()
         assert sorted(map(bare, named)) == sorted(map(bare, lists[part])), f"settings.ini, {key}"
