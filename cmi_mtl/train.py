@@ -121,6 +121,7 @@ def make_record(run: Run, trial: bool, temperature: float, validation_scores) ->
     s, p, a, model = run.settings, run.progress, run.accelerator, run.core
     vocabulary = AnswerVocabulary(model.config.answers)
     data = data_summary(run.data.samples, run.data.digests, vocabulary)
+    data["question_words"] = run.data.question_words
     if model.config.ffae:
         data["generator_answers"] = run.data.generator_answers
     trained = sum(x.numel() for x in run.trained)
