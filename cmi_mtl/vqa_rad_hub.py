@@ -16,24 +16,39 @@ from .samples import VQASample
 
 # %% ../nbs/appendix/12c_vqa_rad_hub.ipynb #553c7e72
 def _parquet_files(root: Path, split: str) -> list[Path]:
-    files = sorted((root / "data").glob(f"{split}-*.parquet"))
-    if not files:
+    "The files of a split, in data/ as on the hub or beside each other; validation may be missing."
+    folders = (root / "data", root)
+    found = (sorted(folder.glob(f"{split}*.parquet")) for folder in folders)
+    files = next(filter(None, found), [])
+    if not files and split != "validation":
         what = f"no {split}-*.parquet"
         raise refusal(root / "data", what, "Put flaviagiammarino/vqa-rad there")
     return files
 
 
+def _image_bytes(image, root: Path) -> bytes:
+    "What an image column holds as bytes: the hub's dictionary, bytes, a list of them, or a path."
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        image = (root / image).read_bytes() if (root / image).is_file() else b""
+    try:
+        return bytes(image or b"")
+    except (TypeError, ValueError):  # a list of something else: no picture
+        return b""
+
+
 def load_vqa_rad_hub(root=None) -> list[VQASample]:
-    """The parquet files data/train-*.parquet and data/test-*.parquet under `root`.
+    """The parquet files data/train-*.parquet, test-*.parquet and, if any, validation-*.parquet.
 
     Once all rows are checked, their pictures are unpacked under `cache_home()`: the data folder may
     be read-only. Raises `InputError`."""
     root, folder = Path(root or data_home() / "vqa_rad_hub"), cache_home() / "vqa_rad_hub"
     entries, pictures, faults = [], {}, {}
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         for file in _parquet_files(root, split):
             for where, r in read_rows(file, ("image", "question", "answer")):
-                data = (r["image"] or {}).get("bytes") or b""
+                data = _image_bytes(r["image"], file.parent)
                 digest = hashlib.sha256(data).hexdigest()
                 path = folder / f"{digest[:16]}.jpg"
                 if path not in pictures:

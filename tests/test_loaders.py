@@ -1,9 +1,13 @@
 "The loaders on made files in the layouts of the real data sets."
 
+import hashlib
 import json
+from pathlib import Path
 
 import made_data
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -46,6 +50,36 @@ def test_vqa_rad_hub(tmp_path, monkeypatch):
     with open(samples[2].image, "rb") as f:
         assert f.read() == made_data.picture(1)
     assert load_dataset("vqa_rad_hub", root) == samples
+
+
+def as_dictionary(data, folder):
+    return {"bytes": data, "path": None}
+
+
+def as_path(data, folder):
+    name = f"{hashlib.sha256(data).hexdigest()}.jpg"
+    made_data.write({name: data}, folder)
+    return name
+
+
+@pytest.mark.parametrize(
+    "form",
+    [as_dictionary, as_path, lambda data, _: data, lambda data, _: list(data)],
+    ids=["dictionary", "path", "bytes", "list"],
+)
+@pytest.mark.parametrize("below", ["data", "."])
+def test_vqa_rad_hub_in_other_layouts(tmp_path, monkeypatch, form, below):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hub" / below
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(("train-00000-of-00001", "validation-0", "test")):
+        image = form(made_data.picture(k), folder)
+        row = {"image": image, "question": f"Is it {k}?", "answer": "yes"}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / f"{name}.parquet")
+    samples = load_dataset("vqa_rad_hub", tmp_path / "hub")
+    assert [s.split for s in samples] == ["train", "validation", "test"]
+    for k, s in enumerate(samples):
+        assert Path(s.image).read_bytes() == made_data.picture(k)
 
 
 @pytest.fixture
