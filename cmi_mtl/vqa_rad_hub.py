@@ -37,7 +37,7 @@ def _image_bytes(image, root: Path) -> bytes:
     except (TypeError, ValueError):  # a list of something else: no picture
         return b""
 
-
+# %% ../nbs/appendix/12c_vqa_rad_hub.ipynb #b792946e
 def load_vqa_rad_hub(root=None) -> list[VQASample]:
     """The parquet files data/train-*.parquet, test-*.parquet and, if any, validation-*.parquet.
 
