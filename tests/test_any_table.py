@@ -7,7 +7,7 @@ from pathlib import Path
 
 import made_data
 import made_run
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 import cmi_mtl.train as T
@@ -54,6 +54,7 @@ def settings_for(folder, rows):
     deadline=None,
     derandomize=True,  # the same tables each time
     database=None,
+    phases=[Phase.explicit, Phase.generate],  # each try is a training: none to make it smaller
     suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(ROW, max_size=10).map(lambda rows: WHOLE + rows))
