@@ -281,18 +281,23 @@ def _report(plan: dict) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/46_study.ipynb #33c193c3
-def main(argv: list[str] | None = None) -> int:
-    "The command line. Returns 2 for bad input, said on stderr, else what `start` returns."
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     about = "Make what is left of a study. Options not named here go to Snakemake."
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.study", description=about)
     parser.add_argument("datasets", nargs="*", metavar="DATASET")
     parser.add_argument("--study", default="full", help=f"{', '.join(STUDIES)}, or a JSON file")
     parser.add_argument("--tables", action="store_true", help="train nothing, make the tables")
     parser.add_argument("-j", "--jobs", type=int, help="so many at once; usually one a core")
-    args, more = parser.parse_known_args(argv)
-    cores = args.jobs or (None if "--profile" in more else os.cpu_count())
+    args, args.more = parser.parse_known_args(argv)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    "The command line. Returns 2 for bad input, said on stderr, else what `start` returns."
+    args = _arguments(argv)
+    cores = args.jobs or (None if "--profile" in args.more else os.cpu_count())
     try:
-        return start(args.datasets, args.study, cores, more, args.tables)
+        return start(args.datasets, args.study, cores, args.more, args.tables)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

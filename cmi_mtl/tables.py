@@ -308,8 +308,7 @@ def trace(page: str | Path) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/43_tables.ipynb #0625eecc
-def main(argv: list[str] | None = None) -> int:
-    "Publish the runs named on the command line. Returns 0, or 2 for bad input."
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     about = "Publish finished runs to figures/records, or trace a page of figures/ to its records."
     parser = argparse.ArgumentParser(prog="python -m cmi_mtl.tables", description=about)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
@@ -319,6 +318,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.trace):
         parser.error("give folders of runs, or --trace and a page")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    "Publish the runs named on the command line. Returns 0, or 2 for bad input."
+    args = _arguments(argv)
     try:
         for run in args.runs:
             print(f"published: {publish(run)}")

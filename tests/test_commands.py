@@ -3,8 +3,10 @@
 Starting a notebook takes seconds, so what happens before a notebook starts, or does not depend on one, is called directly."""
 
 import csv
+import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,7 +21,7 @@ import nbformat
 import pytest
 from made_run import assert_alike
 
-from cmi_mtl.core import InputError, read_jsonl
+from cmi_mtl.core import InputError, read_jsonl, value_of
 from cmi_mtl.run import main, parameters_of
 from cmi_mtl.settings import make_settings
 from cmi_mtl.train import train
@@ -732,3 +734,78 @@ def test_the_documented_command_needs_no_more_than_a_data_set():
     assert given["dataset"] == "miniature"
     # what is for the miniature alone must not go into a run of another data set
     assert given["data_options"] is given["epochs"] is None
+
+
+# ---------------------------------------------------------------- the commands that are printed
+
+
+def commands_of(text):
+    "Commands in a text: lines of its blocks, and what stands between single backquotes."
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+    shell_blocks = [block for kind, block in fence.findall(text) if kind in ("", "sh", "bash")]
+    prose = fence.sub("", text)
+    lines = [line for block in shell_blocks for line in block.splitlines()]
+    lines += [line.strip() for line in re.findall(r"^    \S.*$", prose, re.M)]
+    lines += re.findall(r"`([^`]+)`", prose)
+    known = ("make ", "python -m cmi_mtl.")
+    found = (line.replace("\n", " ").split("  ")[0].strip() for line in lines)
+    return [c for c in found if c.startswith(known) and "…" not in c]
+
+
+def documented():
+    "All commands of README, CONTRIBUTING, `make help` and the notebooks' prose, each once."
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")]
+    said = re.findall(r"@echo '(make .*)'$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    texts += [f"```\n{line}\n```\n" for line in said if "=folder" not in line]
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        texts += [c.source for c in cells if c.cell_type == "markdown"]
+    found = {c for text in texts for c in commands_of(text)}
+    return sorted(found - {"make publish"})  # that one is the name of a target
+
+
+def understood(argv):
+    "Hold the arguments of `python -m cmi_mtl.x` against its real parser; notebooks against theirs."
+    module = importlib.import_module(argv[1])
+    args = module._arguments(argv[2:])
+    given = {k: value_of(v) for k, v in getattr(args, "p", [])}
+    if argv[1] == "cmi_mtl.run":
+        known = parameters_of(ROOT / args.notebook)
+        assert not set(given) - set(known), f"{args.notebook} has no {set(given) - set(known)}"
+    of_ones_own = {"fusion_film", "discs"} & {given.get("variant"), given.get("dataset")}
+    if of_ones_own:
+        return  # chapters 23 and 12 make them first
+    if argv[1] == "cmi_mtl.train" or str(getattr(args, "notebook", "")).endswith("train.ipynb"):
+        make_settings(**given)
+
+
+DOCUMENTED = documented()
+
+
+def test_documented_commands_are_found():
+    assert len(DOCUMENTED) > 25
+    for part in ("make run DATASET=vqa_rad", "make test", "-p data_root", "cmi_mtl.study vqa_rad"):
+        assert any(part in c for c in DOCUMENTED), part
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_documented_command(copy, line):
+    "It runs as it stands, with a python that writes down what it is asked."
+    asked = copy / "asked.txt"
+    note = f'printf "%s\\0" "$@" >> {shlex.quote(str(asked))}; printf "\\n" >> {shlex.quote(str(asked))}'
+    names = set(re.findall(r"\$\(BIN\)/([\w-]+)", (copy / "Makefile").read_text(encoding="utf-8")))
+    for name in names:
+        script(copy / ".venv/bin" / name, note)
+    script(copy / "bin/python", note)
+    path = f"{copy / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    clean = {
+        k: v for k, v in environment(PATH=path).items() if not k.startswith(("MAKE", "MFLAGS"))
+    }
+    done = subprocess.run(
+        line, shell=True, cwd=copy, env=clean, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    told = asked.read_text(encoding="utf-8").split("\n") if asked.exists() else []
+    for argv in (row.split("\0")[:-1] for row in told):
+        if argv[:1] == ["-m"] and argv[1].startswith("cmi_mtl."):
+            understood(argv)
