@@ -16,47 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .core import InputError, Problem, refusal
-
-# %% ../nbs/11_images.ipynb #61175443
-class _Fault(ValueError):
-    "What is wrong with a picture and how to put it right; the caller knows its name."
-
-    def __init__(self, what: str, remedy: str):
-        super().__init__(what)
-        self.what, self.remedy = what, remedy
-
-
-def _scale(a: np.ndarray, black: float, white: float) -> np.ndarray:
-    "Numbers as 8 bits: `black` becomes 0 and `white` 255; what lies beyond goes to the nearer end."
-    return np.uint8(np.round(((a.astype(np.float64) - black) / (white - black)).clip(0, 1) * 255))
-
-
-def _stretch(a: np.ndarray, known: np.ndarray | bool = True) -> np.ndarray:
-    "Numbers as 8 bits, over the range of those that are finite and `known`; the others are black."
-    known = np.isfinite(a) & known
-    if not known.any():
-        raise _Fault("holds no value, only NaN, infinity or padding", "Export it again")
-    low, high = float(a[known].min()), float(a[known].max())
-    if low == high:
-        return np.where(known, np.uint8(128), np.uint8(0))
-    return _scale(np.where(known, a, low), low, high)
+from .dicom import ImageFault, open_dicom, read_dicom, refuse_frames, scale, stretch
 
 # %% ../nbs/11_images.ipynb #75551c81
 WHITE_IS_ZERO = 0  # value of TIFF's tag 262
 
 
-def _refuse_frames(n: int):
-    if n > 1:
-        raise _Fault(
-            f"holds {n} pages or frames",
-            "Export the one that the question is about as a file of its own",
-        )
-
-
 def _refuse_dark(image: Image.Image):
     "12-bit numbers in 16-bit colours come out almost black: no level above a sixteenth."
     if np.max(image.getextrema()) <= 16:
-        raise _Fault(
+        raise ImageFault(
             "is a 16-bit colour picture that is almost black",
             "Export it as 16-bit grey, or as 8-bit colour",
         )
@@ -65,7 +34,7 @@ def _refuse_dark(image: Image.Image):
 def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
     "A picture of any mode as 8-bit RGB. `draft`: a JPEG may come at an eighth of its size."
     if image.format != "MPO":
-        _refuse_frames(getattr(image, "n_frames", 1))
+        refuse_frames(getattr(image, "n_frames", 1))
     if draft:
         image.draft("L", (64, 64))
     inverted = getattr(image, "tag_v2", {}).get(262) == WHITE_IS_ZERO
@@ -73,7 +42,7 @@ def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         a = np.asarray(image).astype(np.float64)
-        return Image.fromarray(_stretch(-a if inverted else a)).convert("RGB")
+        return Image.fromarray(stretch(-a if inverted else a)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -81,157 +50,47 @@ def _from_pil(image: Image.Image, draft: bool = False) -> Image.Image:
         _refuse_dark(image.convert("RGB"))
     return image if image.mode == "RGB" else image.convert("RGB")  # exif_transpose made a copy
 
-# %% ../nbs/11_images.ipynb #c49db20a
-def _open_dicom(file):
-    "The data set of an open DICOM file, with its preamble or without; None for another kind."
-    from pydicom import dcmread
-
-    head = file.read(132)
-    file.seek(0)
-    if head[128:] == b"DICM":
-        return dcmread(file)
-    # Without a preamble it begins with a tag, whose group is 2 or 8.
-    if head[:2] not in (b"\x02\0", b"\x08\0"):
-        return None
-    try:
-        ds = dcmread(file, force=True)
-    except Exception:
-        ds = {}  # these bytes were no tag
-    file.seek(0)
-    return ds if "PixelData" in ds else None
-
-# %% ../nbs/11_images.ipynb #78d62d39
-def _decoders_of(syntax) -> str:
-    "The packages that decode a transfer syntax, as one would install them."
-    from pydicom.pixels import get_decoder
-
-    ways = (x.split(" - requires ")[1] for x in get_decoder(syntax).missing_dependencies)
-    names = " or ".join(x.replace("gdcm>", "python-gdcm>") for x in ways)
-    return f"{names} (pip install 'cmi_mtl[dicom]' brings the first that there is)"
-
-
-def _stored_numbers(ds) -> np.ndarray:
-    "The pixels of a DICOM picture as they are stored: (H, W), or (H, W, 3) in RGB."
-    from pydicom.pixels import get_decoder, pixel_array
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if not any(name in ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise _Fault(
-            "cannot be read as an image (a DICOM file without pixels)",
-            "Put a whole image there, not a report",
-        )
-    _refuse_frames(int(ds.get("NumberOfFrames") or 1))
-    if "TransferSyntaxUID" not in ds.file_meta:
-        implicit, _ = ds.original_encoding
-        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        ds.file_meta.TransferSyntaxUID = syntax
-    syntax = ds.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise _Fault(
-            f"is compressed by {syntax.name}, for which no decoder is installed",
-            f"Export it uncompressed, or install {_decoders_of(syntax)}",
-        )
-    try:
-        return pixel_array(ds)
-    except RuntimeError as e:  # every decoder has failed, each in a line of its own
-        raise _Fault(
-            f"cannot be read as an image (its pixels, {syntax.name}, cannot be decoded)",
-            "Export it again, uncompressed",
-        ) from e
-
-# %% ../nbs/11_images.ipynb #da9986cc
-def _padding(ds, stored: np.ndarray) -> np.ndarray:
-    "Where a DICOM picture holds no tissue: bool, of the shape of `stored`."
-    ends = [ds.get("PixelPaddingValue"), ds.get("PixelPaddingRangeLimit")]
-    # Cast to the pixels' own type, because -2000 is often written as the unsigned 63536.
-    ends = [np.array(v).astype(stored.dtype) for v in ends if v is not None]
-    if ds.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, bool)
-    return (stored >= min(ends)) & (stored <= max(ends))
-
-
-def _window(ds) -> tuple[float, float] | None:
-    "Centre and width of the first window of a DICOM file, None if it has none that can be used."
-    if ds.get("WindowCenter") is None or ds.get("WindowWidth") is None:
-        return None
-    centre, width = (np.ravel(v)[0] for v in (ds.WindowCenter, ds.WindowWidth))
-    return (float(centre), float(width)) if width > 0 else None
-
-
-def _through_window(ds, a: np.ndarray) -> np.ndarray | None:
-    "Values through a DICOM file's table or its first window, as 8 bits; None if it has neither."
-    from pydicom.pixels import apply_voi, apply_windowing
-
-    if ds.get("VOILUTSequence"):
-        table = ds.VOILUTSequence[0]
-        entries, first, bits = table.LUTDescriptor
-        # pydicom would count the entries of an 8-bit table in 8 bits, and lose those above 255.
-        table.LUTDescriptor = [entries, first, 16]
-        return _scale(apply_voi(np.round(a).astype(np.int64), ds), 0, 2**bits - 1)
-    window = _window(ds)
-    if window is None:
-        return None
-    centre, width = window
-    ds.VOILUTFunction = ds.get("VOILUTFunction") or "LINEAR"
-    if width < 1 and ds.VOILUTFunction == "LINEAR":
-        ds.VOILUTFunction = "LINEAR_EXACT"
-    # What pydicom calls black and white depends on the header, so two far values are asked.
-    black, white = apply_windowing(np.array([centre - 20 * width, centre + 20 * width]), ds)
-    return _scale(apply_windowing(a, ds), black, white)
-
-# %% ../nbs/11_images.ipynb #ed1e98c7
-def _read_dicom_grey(ds, stored: np.ndarray) -> np.ndarray:
-    "A grey DICOM picture as 8 bits (H, W): rescaled, windowed, padding black."
-    from pydicom.pixels import apply_modality_lut
-
-    ds.RescaleSlope = ds.get("RescaleSlope") or 1
-    ds.RescaleIntercept = ds.get("RescaleIntercept") or 0
-    a = apply_modality_lut(stored, ds).astype(np.float64)
-    tissue = np.isfinite(a) & ~_padding(ds, stored)
-    a = np.where(tissue, a, 0)
-    inverted = ds.PhotometricInterpretation == "MONOCHROME1"
-    grey = _through_window(ds, a)
-    if grey is None and ds.get("BitsStored", 32) <= 8 and np.array_equal(a, stored * tissue):
-        grey = _scale(a, 0, 2**ds.BitsStored - 1)
-    if grey is None:
-        return _stretch(-a if inverted else a, tissue)
-    return np.where(tissue, 255 - grey if inverted else grey, 0).astype(np.uint8)
-
-
-def _read_dicom(ds) -> Image.Image:
-    "The picture of a DICOM data set: 8 bits, grey or RGB."
-    from pydicom.pixels import apply_color_lut
-
-    stored = _stored_numbers(ds)
-    if ds.PhotometricInterpretation == "PALETTE COLOR":
-        bits = ds.RedPaletteColorLookupTableDescriptor[2]
-        return Image.fromarray(_scale(apply_color_lut(stored, ds)[..., :3], 0, 2**bits - 1))
-    if stored.ndim == 3:
-        return Image.fromarray(_scale(stored, 0, 2**ds.BitsStored - 1))
-    return Image.fromarray(_read_dicom_grey(ds, stored))
-
 # %% ../nbs/11_images.ipynb #04ffb2ef
 WHOLE_FILE = "Put a whole image there (DICOM, PNG, JPEG or TIFF) or correct the name"
 
 
+def _problem(e: Exception, where: str, head: bytes) -> Problem:
+    "What is wrong with the picture that raised `e` when it was read; `head`: how it begins."
+    if isinstance(e, ImageFault):
+        return Problem(where, e.what, e.remedy)
+    if isinstance(e, PermissionError):
+        return Problem(where, "cannot be read as an image (permission denied)", "Allow reading it")
+    if isinstance(e, IsADirectoryError):
+        return Problem(where, "cannot be read as an image (it is a folder)", "Name a file in it")
+    if isinstance(e, Image.DecompressionBombError):
+        remedy = "Put a whole image there that is smaller"
+        return Problem(where, f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", remedy)
+    why, remedy = str(e), "Put a whole image there: this one is damaged"
+    if not head:
+        why, remedy = "the file is empty", "Put a whole image there, or fetch this one again"
+    elif head.lstrip()[:1] == b"<":
+        why, remedy = "it is a web page", "Put a whole image there: a page was saved in its place"
+    elif isinstance(e, UnidentifiedImageError):
+        why, remedy = "of no known kind", WHOLE_FILE
+    elif "truncated" in why.lower():
+        remedy = "Put a whole image there: a part of this one is missing"
+    return Problem(where, f"cannot be read as an image ({why})", remedy)
+
+# %% ../nbs/11_images.ipynb #59f4df5e
 def _read(source, where: str, draft: bool = False) -> Image.Image:
     "The picture in `source` (path or open file) as 8-bit RGB. Raises `InputError` about `where`."
+    head = b""
     try:
         with open(source, "rb") if isinstance(source, Path) else source as file:
-            ds = _open_dicom(file)
+            head = file.read(64)
+            file.seek(0)
+            ds = open_dicom(file)
             if ds is not None:
-                return _read_dicom(ds).convert("RGB")
+                return read_dicom(ds).convert("RGB")
             with Image.open(file) as image:
                 return _from_pil(image, draft)
-    except _Fault as e:
-        problem = Problem(where, e.what, e.remedy)
-    except UnidentifiedImageError:
-        problem = Problem(where, "cannot be read as an image (of no known kind)", WHOLE_FILE)
-    except Image.DecompressionBombError:
-        remedy = "Put a whole image there that is smaller"
-        problem = Problem(where, f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", remedy)
     except Exception as e:  # on damaged bytes, decoders raise whatever they stumble over
-        problem = Problem(where, f"cannot be read as an image ({e})", WHOLE_FILE)
+        problem = _problem(e, where, head)
     raise InputError(problem)
 
 
@@ -250,7 +109,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     """What `read_image` would refuse at `path`; None if nothing.
 
     `data`: the picture's bytes, where they are not yet in a file."""
-    if data is None and not Path(path).is_file():
+    if data is None and not Path(path).exists():
         return Problem(str(path), "is missing", WHOLE_FILE)
     try:
         _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)
@@ -266,21 +125,21 @@ def _from_array(a: np.ndarray) -> Image.Image:
     if a.ndim == 3 and a.shape[2] == 1:
         a = a[..., 0]
     if a.size == 0 or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)):
-        raise _Fault(f"an array of shape {a.shape}", SHAPES)
+        raise ImageFault(f"an array of shape {a.shape}", SHAPES)
     kind, deep = a.dtype.kind, a.ndim == 3 and a.dtype == np.uint16
     if kind == "f" and not (a.min() >= 0 and a.max() <= 1):  # NaN fails both
-        raise _Fault(
+        raise ImageFault(
             f"an array of floats from {a.min():g} to {a.max():g}",
             "Give floats from 0 (black) to 1 (white), or uint8 from 0 to 255",
         )
     if kind in "bf":
-        a = _scale(a, 0, 1)
+        a = scale(a, 0, 1)
     elif kind in "iu" and a.ndim == 2 and a.dtype != np.uint8:
-        a = _stretch(a)
+        a = stretch(a)
     elif deep:
-        a = _scale(a, 0, 65535)
+        a = scale(a, 0, 65535)
     elif a.dtype != np.uint8:
-        raise _Fault(f"an array {a.shape} of {a.dtype}", "Give uint8 from 0 to 255")
+        raise ImageFault(f"an array {a.shape} of {a.dtype}", "Give uint8 from 0 to 255")
     image = Image.fromarray(np.ascontiguousarray(a))
     if deep:
         _refuse_dark(image.convert("RGB"))
@@ -297,7 +156,7 @@ def open_image(source) -> Image.Image:
     try:
         image = source if isinstance(source, Image.Image) else _from_array(np.asarray(source))
         return _from_pil(image)
-    except _Fault as e:
+    except ImageFault as e:
         raise refusal("image", e.what, e.remedy) from e
     except Exception as e:  # a PIL image decodes its file only now; a list may be ragged
         raise refusal(

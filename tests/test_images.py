@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 
+import made_data
 import numpy as np
 import pytest
 from PIL import Image
@@ -633,3 +634,32 @@ def test_bad_pil_images(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     with pytest.raises(InputError, match="cannot be read as an image"):
         open_image(Image.open(tmp_path / "cut.png"))
+
+
+# ---- each fault with its own way out
+
+
+@pytest.mark.parametrize(
+    "data, what, remedy",
+    [
+        (b"", "the file is empty", "fetch this one again"),
+        (b"\n<!DOCTYPE html><html>log in</html>", "it is a web page", "a page was saved"),
+        (b"no picture", "of no known kind", "correct the name"),
+        (made_data.picture(0, (300, 300), "PNG")[:-600], "truncated", "a part of this one is"),
+    ],
+)
+def test_each_fault_of_a_file_has_its_own_remedy(tmp_path, data, what, remedy):
+    path = made_data.write({"x.png": data}, tmp_path) / "x.png"
+    message = refused(path)
+    assert "cannot be read as an image" in message and what in message and remedy in message
+
+
+def test_a_folder_and_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    assert "it is a folder" in refused(tmp_path)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = made_data.write({"x.png": made_data.picture(0, kind="PNG")}, tmp_path) / "x.png"
+    monkeypatch.setattr("builtins.open", denied)  # a test may run as root, who may read all
+    assert "permission denied" in refused(path)
