@@ -60,8 +60,6 @@ def _problem(e: Exception, where: str, head: bytes) -> Problem:
         return Problem(where, e.what, e.remedy)
     if isinstance(e, PermissionError):
         return Problem(where, "cannot be read as an image (permission denied)", "Allow reading it")
-    if isinstance(e, IsADirectoryError):
-        return Problem(where, "cannot be read as an image (it is a folder)", "Name a file in it")
     if isinstance(e, Image.DecompressionBombError):
         remedy = "Put a whole image there that is smaller"
         return Problem(where, f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", remedy)
@@ -109,7 +107,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     """What `read_image` would refuse at `path`; None if nothing.
 
     `data`: the picture's bytes, where they are not yet in a file."""
-    if data is None and not Path(path).exists():
+    if data is None and not Path(path).is_file():
         return Problem(str(path), "is missing", WHOLE_FILE)
     try:
         _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)

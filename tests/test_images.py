@@ -654,9 +654,7 @@ def test_each_fault_of_a_file_has_its_own_remedy(tmp_path, data, what, remedy):
     assert "cannot be read as an image" in message and what in message and remedy in message
 
 
-def test_a_folder_and_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    assert "it is a folder" in refused(tmp_path)
-
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
