@@ -40,7 +40,7 @@ def check_saved(folder: str | Path):
     if not path.is_file():
         what = "no saved model (config.json is missing)"
         raise refusal(str(folder), what, "Give the folder that save_pretrained wrote")
-    if audit := json.loads(path.read_text()).get("audit"):
+    if audit := json.loads(path.read_text(encoding="utf-8")).get("audit"):
         what = f"a model of the audit ({audit}), its parts are not the paper's"
         raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
 

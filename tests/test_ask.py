@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 def upload_limit():
     "The option by which `make ask` takes large files: without it Voila cuts the line at 10 MB."
     option = re.search(
-        r"(--Voila.tornado_settings)='(.*?)'", (ROOT / "Makefile").read_text("utf-8")
+        r"(--Voila.tornado_settings)='(.*?)'", (ROOT / "Makefile").read_text(encoding="utf-8")
     )
     return [f"{option[1]}={option[2]}"] if option else []
 
