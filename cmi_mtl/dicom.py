@@ -44,15 +44,18 @@ def refuse_frames(n: int):
 # %% ../nbs/appendix/11a_dicom.ipynb #c49db20a
 def open_dicom(file):
     "The data set of an open DICOM file, with its preamble or without; None for another kind."
-    from pydicom import dcmread
-
     head = file.read(132)
     file.seek(0)
-    if head[128:] == b"DICM":
-        return dcmread(file)
+    preamble = head[128:] == b"DICM"
     # Without a preamble it begins with a tag, whose group is 2 or 8.
-    if head[:2] not in (b"\x02\0", b"\x08\0"):
+    if not preamble and head[:2] not in (b"\x02\0", b"\x08\0"):
         return None
+    try:
+        from pydicom import dcmread  # now: other pictures need no pydicom
+    except ImportError as e:
+        raise ImageFault("is DICOM, which needs pydicom", "pip install pydicom") from e
+    if preamble:
+        return dcmread(file)
     try:
         ds = dcmread(file, force=True)
     except Exception:

@@ -4,6 +4,7 @@ All files are made here."""
 
 import os
 import struct
+import sys
 import zlib
 
 import made_data
@@ -318,6 +319,19 @@ def test_dicom_of_several_frames(tmp_path):
     rgb = dicom(tmp_path / "b.dcm", np.tile(COLOURS, (2, 1, 1)), NumberOfFrames=2, Rows=4)
     assert "holds 2 pages or frames" in refused(rgb)
     assert near(shown(tmp_path, RAMP, NumberOfFrames=1), RAMP[0] / 4095 * 255)
+
+
+def test_dicom_without_pydicom(tmp_path, monkeypatch):
+    "Without the package other pictures are read, and a DICOM file's message names the package."
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    whole = dicom(tmp_path / "a.dcm", RAMP)
+    bare = tmp_path / "bare.dcm"  # no preamble
+    bare.write_bytes(whole.read_bytes()[132:])
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert read_image(tmp_path / "a.png").size == (4, 4)
+    for path in (whole, bare):
+        with pytest.raises(InputError, match=f"{path.name}: is DICOM, which needs pydicom. pip"):
+            read_image(path)
 
 
 def test_dicom_without_picture_or_decoder(tmp_path):
