@@ -13,7 +13,8 @@ import torch
 from PIL import ImageFilter
 
 from .core import refusal, seed_everything
-from .explain import encode_question, explain, explain_encoded, on_picture
+from .explain import encode_question, explain, explain_encoded
+from .grid_maps import on_picture
 from .images import open_image, read_label_map
 from .metrics import cluster_bootstrap
 from .model import CMIMTL
