@@ -146,10 +146,11 @@ def question_coverage(tokenizer, questions: list[str], max_length: int) -> dict:
 
 def check_coverage(c: dict):
     "Warns where over 1 % of tokens are unknown or of questions cut; `InputError` over 50 %."
-    remedy = "Take a text encoder of their language, or preset=tiny, which learns their words"
-    for part, whole, what in (
-        ("unknown", "tokens", "are unknown to the text encoder"),
-        ("cut", "questions", "are longer than max_question_length and cut"),
+    other = "Take a text encoder of their language, or preset=tiny, which learns their words"
+    longer = "Raise it: model_options={'max_question_length': …}"
+    for part, whole, what, remedy in (
+        ("unknown", "tokens", "are unknown to the text encoder", other),
+        ("cut", "questions", "are longer than max_question_length and cut", longer),
     ):
         share = c[part] / max(c[whole], 1)
         told = f"{c[part]} of {c[whole]} {whole} ({share:.0%}) {what}"

@@ -50,8 +50,8 @@ class HeatMap:
 class EncodedQuestion:
     """A picture and a question as tensors for `model`, and the picture's `size` (width, height).
 
-    `pixel_values` (1, 3, S, S); `image_tokens` (1, N, d), of which the first `lead` are no patches; `input_ids` and
-    `attention_mask` (1, L)."""
+    `pixel_values` (1, 3, S, S); `image_tokens` (1, N, d), of which the first `lead` are no patches;
+    `input_ids` and `attention_mask` (1, L)."""
 
     model: CMIMTL
     size: tuple[int, int]

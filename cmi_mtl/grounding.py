@@ -4,16 +4,23 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'RIVALS', 'region_mask', 'pointing', 'energy', 'best_iou', 'centre_map', 'untrained', 'measure_grounding',
-           'compare_with_rivals', 'is_focal_and_correct', 'grounding_table', 'first_pixels', 'deletion_insertion',
-           'faithfulness', 'rank_correlation', 'sanity_checks']
+           'reliance', 'fine_share', 'compare_with_rivals', 'is_focal_and_correct', 'grounding_table', 'first_pixels',
+           'deletion_insertion', 'faithfulness', 'rank_correlation', 'sanity_checks']
 
 # %% ../nbs/41_grounding.ipynb #358fb5fb
 import numpy as np
 import torch
 from PIL import ImageFilter
 
+from .block_influence import record_calls
 from .core import refusal, seed_everything
-from .explain import encode_question, explain, explain_encoded
+from cmi_mtl.explain import (
+    EncodedQuestion,
+    encode_question,
+    explain,
+    explain_encoded,
+    given_answer,
+)
 from .grid_maps import on_picture
 from .images import open_image, read_label_map
 from .metrics import cluster_bootstrap
@@ -84,22 +91,21 @@ def untrained(model: CMIMTL, seed: int = 0) -> CMIMTL:
     return fresh.to(model.device).eval()
 
 # %% ../nbs/41_grounding.ipynb #2ee14a7c
-def _maps_of(model, rival, sample: VQASample, method: str) -> tuple[str, dict[str, np.ndarray]]:
-    "The answer of `model`, and the maps (H, W) for it by their source."
-    heat = explain(model, sample.image, sample.question, method)
-    height, width = heat.values.shape
-    maps = {"model": heat.values, "centre": centre_map(width, height)}
+def _maps_of(encoded, rival, method: str) -> tuple[str, dict[str, np.ndarray]]:
+    "The answer given, and the maps (H, W) for it by their source; `rival`: encoded by the other."
+    heat = explain_encoded(encoded, method)
+    maps = {"model": heat.values, "centre": centre_map(*encoded.size)}
     if rival is not None:
-        other = explain(rival, sample.image, sample.question, method, heat.answer)
-        maps["untrained"] = other.values
+        maps["untrained"] = explain_encoded(rival, method, heat.answer).values
     return heat.answer, maps
 
 
-def _grounding_row(sample: VQASample, answer: str, maps: dict, mask: np.ndarray) -> dict:
+def _grounding_row(sample: VQASample, method: str, answer: str, maps: dict, mask) -> dict:
     area = float(mask.mean())
     # One organ among the regions makes the question one about organs.
     findings_alone = all(r.kind == "finding" for r in sample.regions)
     row = {
+        "method": method,
         "qid": sample.qid,
         "image_id": sample.image_id,
         "question_type": sample.question_type,
@@ -114,24 +120,61 @@ def _grounding_row(sample: VQASample, answer: str, maps: dict, mask: np.ndarray)
 
 # %% ../nbs/41_grounding.ipynb #a204d3fa
 def measure_grounding(
-    model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", rival: CMIMTL | None = None
+    model: CMIMTL,
+    samples: list[VQASample],
+    methods: tuple[str, ...] = ("grad_cam",),
+    rival: CMIMTL | None = None,
 ) -> list[dict]:
     """How right the maps are on samples with regions; others are left out.
 
-    One dictionary a question: qid, image_id, question_type, answer_type, `correct`, `area` (share
-    of the picture inside the region), `kind` (finding or organ), and for each of `MEASURES` the
-    value of the model, of `rival` (an untrained model, say), of centre and of chance, such as
-    `pointing: model`. Both models explain the answer that `model` gives. Raises `InputError` as
-    `explain` does."""
+    One dictionary a question and method: method, qid, image_id, question_type, answer_type,
+    `correct`, `area` (share of the picture inside the region), `kind` (finding or organ), and for
+    each of `MEASURES` the value of the model, of `rival` (an untrained model, say), of centre and
+    of chance, such as `pointing: model`. Both models explain the answer that `model` gives. Raises
+    `InputError` as `explain` does."""
     rows = []
     for sample in samples:
         if not sample.regions:
             continue
-        mask = region_mask(sample, *open_image(sample.image).size)
-        if mask.any():  # a box may lie beside the picture
-            answer, maps = _maps_of(model, rival, sample, method)
-            rows.append(_grounding_row(sample, answer, maps, mask))
+        encoded = encode_question(model, sample.image, sample.question)
+        mask = region_mask(sample, *encoded.size)
+        if not mask.any():  # a box may lie beside the picture
+            continue
+        other = rival and encode_question(rival, sample.image, sample.question)
+        for method in methods:
+            answer, maps = _maps_of(encoded, other, method)
+            rows.append(_grounding_row(sample, method, answer, maps, mask))
     return rows
+
+# %% ../nbs/41_grounding.ipynb #be9e8288
+@torch.no_grad()
+def reliance(model: CMIMTL, sample: VQASample, without) -> dict:
+    """What becomes of the model's answer on the picture `without` its region, equal but for that.
+
+    `used`: whether another answer is given; `fall`: by how much the probability of the answer
+    falls, -1 to 1."""
+    inputs = model.processor([sample.image, without], [sample.question] * 2)
+    logits = model(**{k: x.to(model.device) for k, x in inputs.items()}).logits.float()
+    p = (logits / model.config.confidence_temperature).softmax(-1)
+    given = p[0].argmax()
+    return {"used": bool(p[1].argmax() != given), "fall": (p[0, given] - p[1, given]).item()}
+
+# %% ../nbs/41_grounding.ipynb #e050898f
+def fine_share(encoded: EncodedQuestion, answer: str, steps: int = 32) -> float:
+    """The share of the fine path in an answer's logit, 0 to 1, by integrated gradients from h = 0.
+
+    1 without a global path, 0 where FVTA and CIFR are off."""
+    from captum.attr import IntegratedGradients  # here, since it is slow to import
+
+    classifier, column = encoded.model.classifier, encoded.model.config.answers.index(answer)
+    (((h,), _, _),) = record_calls([classifier.head], encoded.output)[0]
+    with torch.enable_grad():
+        parts = IntegratedGradients(classifier.head).attribute(
+            h.detach(), target=column, n_steps=steps
+        )
+    width = 2 * encoded.model.config.hidden_size * classifier.fine  # of the fine part
+    fine, rest = abs(parts[0, :width].sum().item()), abs(parts[0, width:].sum().item())
+    return fine / max(fine + rest, 1e-12)
 
 # %% ../nbs/41_grounding.ipynb #c5739aa1
 RIVALS = ("chance", "centre", "untrained")
@@ -225,28 +268,35 @@ def deletion_insertion(
 
 # %% ../nbs/41_grounding.ipynb #c658099b
 def faithfulness(
-    model: CMIMTL, samples: list[VQASample], method: str = "grad_cam", steps: int = 10, seed=0
+    model: CMIMTL,
+    samples: list[VQASample],
+    methods: tuple[str, ...] = ("grad_cam",),
+    steps: int = 10,
+    seed: int = 0,
 ) -> list[dict]:
-    """Areas under the deletion and insertion curves, for the model's map and two rivals.
+    """Areas under the deletion and insertion curves, for the model's maps and two rivals.
 
     These are the centre map and `chance`, a random map on the token grid. One dictionary a
-    question: qid, image_id, question_type, `deletion: model`, `insertion: centre`, … The curves are
-    the classifier's, so for `grad_cam_text` the map is that of `grad_cam`."""
+    question and method: method, qid, image_id, question_type, `deletion: model`, `insertion:
+    centre`, … The curves are the classifier's; a map of the generator's text has no place there,
+    so `grad_cam_text` is left out."""
     rng, rows = np.random.default_rng(seed), []
-    # The generator's maps explain a text, which has no place among the classifier's curves.
-    method = "grad_cam" if method == "grad_cam_text" else method
     for s in samples:
         encoded = encode_question(model, s.image, s.question)
-        heat = explain_encoded(encoded, method)
+        answer = given_answer(encoded)
+
+        def areas(source, values):
+            curves = deletion_insertion(model, s.image, s.question, values, answer, steps)
+            found = [float(np.trapezoid(curve, dx=1 / steps)) for curve in curves]
+            return dict(zip((f"deletion: {source}", f"insertion: {source}"), found))
+
         noise = torch.from_numpy(rng.random((encoded.side, encoded.side)))
-        maps = {"model": heat.values, "centre": centre_map(*encoded.size)}
-        maps["chance"] = on_picture(noise, *encoded.size)
-        row = {"qid": s.qid, "image_id": s.image_id, "question_type": s.question_type}
-        for source, values in maps.items():
-            curves = deletion_insertion(model, s.image, s.question, values, heat.answer, steps)
-            for name, curve in zip(("deletion", "insertion"), curves):
-                row[f"{name}: {source}"] = float(np.trapezoid(curve, dx=1 / steps))
-        rows.append(row)
+        rivals = areas("centre", centre_map(*encoded.size))
+        rivals |= areas("chance", on_picture(noise, *encoded.size))
+        for method in (m for m in methods if m != "grad_cam_text"):
+            row = {"method": method, "qid": s.qid, "image_id": s.image_id}
+            row |= {"question_type": s.question_type, **rivals}
+            rows.append(row | areas("model", explain_encoded(encoded, method, answer).values))
     return rows
 
 # %% ../nbs/41_grounding.ipynb #efc8bc29

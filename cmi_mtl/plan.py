@@ -55,6 +55,7 @@ EXPERIMENTS = {
     "sensitivity": (Block("sensitivity", ("cmi_mtl", *SENSITIVITY), datasets=("vqa_rad",)),),
     "selection": (Block("selection", ()),),
     "interpretability": (Block("interpretability", ("cmi_mtl",)),),
+    "grounding": (Block("grounding", ("cmi_mtl",), datasets=("phantom", "slake")),),
 }
 TINY = dict(data_options={"n_images": 24}, epochs=1, batch_size=8)
 SMOKE = (Block("comparison", ("cmi_mtl", "pooled"), phantom_seeds=2, datasets=("phantom",),
@@ -113,8 +114,7 @@ def _faults(where: str, row: dict) -> list[Problem]:
             problems.append(Problem(f"{where}, {k!r}", "unknown", known))
     for k in ("experiment", "variants"):
         if k not in row:
-            remedy = f"It must be {BLOCK_RULES[k][1]}"
-            problems.append(Problem(where, f"{k!r} is missing", remedy))
+            problems.append(Problem(where, f"{k!r} is missing", f"It must be {BLOCK_RULES[k][1]}"))
     for k, (fits, rule) in BLOCK_RULES.items():
         if k in row and not fits(row[k]):
             where_k = f"{where}, {k}={row[k]!r}"
@@ -280,7 +280,7 @@ def table_row(b: Block, dataset: str, top: Path) -> dict:
     "What the plan says of a table. `skip`: a path that must be there and is not, else None."
     notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
     out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
-    records = sorted((figures / "records").glob(f"*-{dataset}-*.json"))
+    records = sorted((figures / "records").rglob(f"*{dataset}-*.json"))
     model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
     given = {"dataset": dataset, "checkpoint": str(model)}
     given |= {"records": os.path.abspath(figures / "records")}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'digest', 'group_numbers', 'without_names', 'text_scores',
-           'corpus_bleu', 'publish', 'read_records', 'configuration', 'differences', 'asked', 'seed_pairs',
-           'paired_difference', 'format_difference']
+           'corpus_bleu', 'record_text', 'publish', 'read_records', 'configuration', 'differences', 'asked',
+           'seed_pairs', 'paired_difference', 'format_difference']
 
 # %% ../nbs/42_records.ipynb #66bf8dd8
 import hashlib
@@ -148,8 +148,8 @@ def _columns(rows: list[dict]) -> dict[str, list]:
     return {k: x for k, x in columns.items() if any(v is not None for v in x)}
 
 
-def _lines(record: dict) -> str:
-    "A record as JSON: a row of the history is a line, a column of the questions too."
+def record_text(record: dict) -> str:
+    "A record as JSON text: a row of the history is a line, a column of the questions too."
 
     def dumps(x, **how):
         return json.dumps(x, ensure_ascii=False, allow_nan=False, **how)
@@ -174,7 +174,7 @@ def _publish_trial(run: Path, record: dict, records: str | Path) -> Path:
     record, _ = without_names(record, [])
     s = record["settings"]
     target = Path(records) / "trials" / f"{s['dataset']}-{s['variant']}-{run.resolve().name}.json"
-    write_text(target, _lines(record))
+    write_text(target, record_text(record))
     return target
 
 # %% ../nbs/42_records.ipynb #a020b727
@@ -199,7 +199,7 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     s = record["settings"]
     seed = "" if s["seed"] is None else f"-seed{s['seed']}"
     target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}{seed}.json"
-    write_text(target, _lines({**record, "per_question": _columns(rows)}))
+    write_text(target, record_text({**record, "per_question": _columns(rows)}))
     shown = run / "answers.png"
     if (s["dataset"], s["variant"], s["seed"]) == ("phantom", "cmi_mtl", 0) and shown.is_file():
         with atomic_path(Path(records).parent / "phantom_answers.png") as tmp:

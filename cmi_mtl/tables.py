@@ -240,7 +240,7 @@ def markdown_table(cells: pd.DataFrame) -> str:
     rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
-
+# %% ../nbs/43_tables.ipynb #becd5474
 def save_results(
     folder: str | Path,
     name: str,
@@ -260,7 +260,10 @@ def save_results(
     parts = [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
     if sources is not None:
-        named = [f"- {n}, commit {str(r['commit'])[:7]}" for n, r in sorted(sources.items())]
+        named = [
+            f"- {n}, commit {str(r['commit'])[:7]}, {r['device']}"
+            for n, r in sorted(sources.items())
+        ]
         parts.append("\n".join(["## Made of", "", *(named or ["- no record"])]))
     write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
     latex = (

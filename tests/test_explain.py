@@ -241,12 +241,12 @@ def test_rival_explains_the_answer_of_the_model(tmp_path, monkeypatch):
     samples, model = load_dataset("slake", tmp_path), model_with()
     rival, explained = untrained(model), []
 
-    def noted(which, *args):
-        heat = explain(which, *args)
-        explained.append((which is rival, heat.answer))
+    def noted(encoded, *args):
+        heat = explain_encoded(encoded, *args)
+        explained.append((encoded.model is rival, heat.answer))
         return heat
 
-    monkeypatch.setattr("cmi_mtl.grounding.explain", noted)
+    monkeypatch.setattr("cmi_mtl.grounding.explain_encoded", noted)
     with torch.no_grad():
         rival.classifier.head[-1].bias[ANSWERS.index("upper zone")] += 100
     measure_grounding(model, samples, rival=rival)
