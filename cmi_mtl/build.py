@@ -126,7 +126,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         raise refusal(f"model_options={s.model_options}", what, remedy) from e
     model.processor = CMIMTLProcessor.for_model(config, words, generator_words)
     depart(model, s.variant)
-    return freeze_encoders(model, s.train_last) if s.freeze_encoders else model
+    return freeze_encoders(model) if s.freeze_encoders else model
 
 # %% ../nbs/31_build.ipynb #91e863b4
 def encoder_record(encoder: nn.Module, name: str | None) -> dict:

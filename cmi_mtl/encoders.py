@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'SENTENCE_ENCODER', 'logger', 'VERSION', 'encoder_config', 'load_encoder', 'image_tokens', 'text_tokens',
-           'additive_mask', 'token_grid', 'token_width', 'pool_patches', 'unused_parts', 'encoder_layers', 'freeze',
-           'tiny_image_config', 'tiny_text_config', 'sine_positions', 'build_tokenizer', 'sentence_vectors',
-           'fingerprint', 'encode_once']
+           'additive_mask', 'token_grid', 'token_width', 'pool_patches', 'unused_parts', 'tiny_image_config',
+           'tiny_text_config', 'sine_positions', 'build_tokenizer', 'sentence_vectors', 'fingerprint', 'encode_once']
 
 # %% ../nbs/20_encoders.ipynb #2c5db6ef
 import hashlib
@@ -128,23 +127,6 @@ def unused_parts(encoder: PreTrainedModel) -> list[nn.Module]:
     "Parts of an encoder that only its pooled output needs, not its tokens."
     names = ("pooler", "layernorm") if encoder.config.model_type == "convnext" else ("pooler",)
     return [m for m in (getattr(encoder, n, None) for n in names) if m is not None]
-
-# %% ../nbs/20_encoders.ipynb #87586e1b
-def encoder_layers(encoder: PreTrainedModel) -> list[nn.Module]:
-    "The layers of an encoder in their order: the entries of its longest ModuleList."
-    lists = (m for m in encoder.modules() if isinstance(m, nn.ModuleList))
-    return list(max(lists, key=len, default=()))
-
-
-def freeze(encoder: PreTrainedModel, train_last: int = 0):
-    "Keep an encoder as it is, but for its last layers. Raises `InputError` if it has fewer."
-    layers = encoder_layers(encoder)
-    if train_last > len(layers):
-        what = f"the encoder has {len(layers)} layers"
-        raise refusal(f"train_last={train_last}", what, "Use a smaller number")
-    encoder.requires_grad_(False)
-    for layer in layers[len(layers) - train_last :]:
-        layer.requires_grad_(True)
 
 # %% ../nbs/20_encoders.ipynb #4c9fa2d9
 def tiny_image_config() -> PretrainedConfig:

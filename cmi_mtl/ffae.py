@@ -160,12 +160,10 @@ class AnswerGenerator(GeneratorInput):
             return total, (labels != -100).sum()
 
     @torch.no_grad()
-    def generate(
-        self, v, q, lengths, types, num_beams: int = 1, max_new_tokens: int = 16
-    ) -> Tensor:
-        "Token ids of the answers (B, T): greedy, or the best of `num_beams` beams."
+    def generate(self, v, q, lengths, types, max_new_tokens: int = 16) -> Tensor:
+        "Token ids of the answers (B, T), the likeliest token at each step."
         with torch.autocast(v.device.type, enabled=False):
-            how = dict(num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False)
+            how = dict(max_new_tokens=max_new_tokens, do_sample=False)
             return self.t5.generate(**self.inputs(v, q, lengths, types), **how)
 
     @torch.no_grad()

@@ -196,7 +196,7 @@ def predict(
         logits.append(out.logits.float().cpu())
         if model.config.ffae:
             types += out.type_logits.argmax(1).tolist()
-            texts += model.write(out, run.settings.num_beams) if write else []
+            texts += model.write(out) if write else []
     return _together(a, torch.cat(logits), types, texts)
 
 

@@ -260,12 +260,10 @@ class CMIMTLForward(CMIMTLStages):
         return out
 
 # %% ../nbs/25_model.ipynb #ad2b4c46
-def freeze_encoders(model: CMIMTLModules, train_last: int = 0) -> CMIMTLModules:
-    """Keep the encoders as they are, but for the last `train_last` layers of each.
-
-    Raises `InputError` if an encoder has fewer."""
-    for encoder in (model.image_encoder, model.text_encoder):
-        encoders.freeze(encoder, train_last)
+def freeze_encoders(model: CMIMTLModules) -> CMIMTLModules:
+    "Keep the encoders as they are."
+    model.image_encoder.requires_grad_(False)
+    model.text_encoder.requires_grad_(False)
     return model.train(model.training)
 
 # %% ../nbs/25_model.ipynb #2339a994
@@ -315,20 +313,20 @@ class CMIMTL(CMIMTLForward):
         return self
 
     @torch.no_grad()
-    def write(self, out: CMIMTLOutput, num_beams: int = 1) -> list[str]:
+    def write(self, out: CMIMTLOutput) -> list[str]:
         "The generated answers of a forward pass, as text. Needs the processor and FFAE."
         longest = self.config.max_answer_length
-        ids = self.generator.generate(*out.for_generator(), num_beams, longest)
+        ids = self.generator.generate(*out.for_generator(), longest)
         return decode_answers(self.processor.generator_tokenizer, ids)
 
     @torch.no_grad()
-    def answer(self, image, question: str, top: int = 5, num_beams: int = 1) -> Answer:
+    def answer(self, image, question: str, top: int = 5) -> Answer:
         """Answer a question about a picture (path, PIL image or array).
 
-        `top`: how many answers are named; `num_beams`: of the generator. Raises `InputError` as
-        `check_question` does, for a number below 1, and for an unreadable picture."""
+        `top`: how many answers are named. Raises `InputError` as `check_question` does, for a
+        number below 1, and for an unreadable picture."""
         check_question(self, question)
-        check_counts(top=top, num_beams=num_beams)
+        check_counts(top=top)
         self.eval()
         batch = {k: x.to(self.device) for k, x in self.processor([image], [question]).items()}
         batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
@@ -340,7 +338,7 @@ class CMIMTL(CMIMTLForward):
         if not self.config.ffae:
             return Answer(best, sure, others, None, None)
         question_type = ("CLOSED", "OPEN")[out.type_logits[0].argmax()]
-        return Answer(best, sure, others, question_type, self.write(out, num_beams)[0])
+        return Answer(best, sure, others, question_type, self.write(out)[0])
 
 # %% ../nbs/25_model.ipynb #9fd5af8f
 AutoConfig.register(CMIMTLConfig.model_type, CMIMTLConfig)

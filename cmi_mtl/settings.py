@@ -26,8 +26,7 @@ class Learning:
     rise; `anneal`: how they fall, "cos" or "linear"; `clip`: the largest norm of the gradient.
 
     Each `…_factor` multiplies the rate of a part: FVTA, CIFR, the classifier, or, by
-    `multimodal_factor`, all that is not an encoder. `layer_decay` multiplies an encoder layer's
-    rate for each layer above it."""
+    `multimodal_factor`, all that is not an encoder."""
 
     epochs: int = 20
     batch_size: int = 32
@@ -38,7 +37,6 @@ class Learning:
     fvta_factor: float = 1.0
     cifr_factor: float = 1.0
     classifier_factor: float = 1.0
-    layer_decay: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.1
     anneal: str = "cos"
@@ -52,9 +50,9 @@ class Settings(Learning):
     `variant`: a row of `VARIANTS` or `AUDIT`, over which `model_options` is put. `train_on`:
     "train", or "train+validation" for all questions that are not of the test split. `carve_by`:
     what stays together when validation is carved out, "question", "image" or "single".
-    `train_last`: layers of frozen encoders that are trained all the same; `encode_once`: keep the
-    tokens of frozen ones; `augment`: share by which pictures are changed. `save_every`: steps
-    between checkpoints, beside that of each epoch; `restart`: throw an unfinished run away."""
+    `encode_once`: keep the tokens of frozen encoders; `augment`: share by which pictures are
+    changed. `save_every`: steps between checkpoints, beside that of each epoch; `restart`: throw an
+    unfinished run away."""
 
     dataset: str = "phantom"
     preset: str = "tiny"
@@ -67,11 +65,9 @@ class Settings(Learning):
     validation_fraction: float = 0.15
     carve_by: str = "question"
     freeze_encoders: bool = False
-    train_last: int = 0
     encode_once: bool = True
     augment: float = 0.0
     mixed_precision: str = "no"
-    num_beams: int = 1
     device: str | None = None
     save_every: int = 0
     tensorboard: bool = False
@@ -80,7 +76,7 @@ class Settings(Learning):
     @property
     def tokens_kept(self) -> bool:
         "Whether the encoders' tokens are computed once: they are frozen, and it is wished."
-        return self.freeze_encoders and not self.train_last and self.encode_once
+        return self.freeze_encoders and self.encode_once
 
 # %% ../nbs/30_settings.ipynb #1c1f865b
 RECIPES = {
@@ -198,8 +194,8 @@ def _one_of(*known):
 
 # %% ../nbs/30_settings.ipynb #2607dd82
 RULES = {
-    "a whole number of at least 0": (_whole(0), "seed train_last save_every"),
-    "a whole number of at least 1": (_whole(1), "epochs num_beams accumulate questions_per_image"),
+    "a whole number of at least 0": (_whole(0), "seed save_every"),
+    "a whole number of at least 1": (_whole(1), "epochs accumulate questions_per_image"),
     "a whole number of at least 2 (L_vtc compares rows)": (_whole(2), "batch_size"),
     "a number above 0": (
         _positive,
@@ -208,7 +204,6 @@ RULES = {
     "a number of at least 0": (_between(0, math.inf), "weight_decay"),
     "0 (none) or a share below 1": (_between(0, 1), "augment warmup"),
     "between 0 and 1": (lambda v: _positive(v) and v < 1, "validation_fraction"),
-    "1 (none) or between 0 and 1": (lambda v: _positive(v) and v <= 1, "layer_decay"),
     "true or false": (
         lambda v: isinstance(v, bool),
         "freeze_encoders encode_once tensorboard restart",

@@ -154,7 +154,7 @@ def test_a_question_that_is_no_text_is_refused(question):
         check_question(net, question)
 
 
-@pytest.mark.parametrize("counts", [dict(top=0), dict(top=True), dict(num_beams=-1, top=1.5)])
+@pytest.mark.parametrize("counts", [dict(top=0), dict(top=True), dict(top=1.5)])
 def test_numbers_that_count_nothing_are_refused(counts):
     with pytest.raises(InputError, match="out of range. Give a whole number") as e:
         check_counts(**counts)
