@@ -57,10 +57,15 @@ def region_mask(sample: VQASample, width: int, height: int) -> np.ndarray:
     return out
 
 # %% ../nbs/41_grounding.ipynb #568d7360
-def untrained(model: CMIMTL, seed: int = 0) -> CMIMTL:
-    "A model of the same configuration and processor with random weights, in evaluation mode."
+def untrained(model: CMIMTL, seed: int = 0, keep_encoders: bool = False) -> CMIMTL:
+    """A model of the same configuration and processor with random weights, in evaluation mode.
+
+    `keep_encoders`: those of the model stay, as where their start weights were frozen in training.
+    Else what they learned elsewhere would count for what the model learned here."""
     seed_everything(seed)  # the constructor draws the weights
     fresh = CMIMTL(model.config)
+    for part in ("image_encoder", "text_encoder") if keep_encoders else ():
+        getattr(fresh, part).load_state_dict(getattr(model, part).state_dict())
     fresh.processor = model.processor
     return fresh.to(model.device).eval()
 

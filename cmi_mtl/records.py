@@ -207,15 +207,17 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     return target
 
 # %% ../nbs/42_records.ipynb #f93e7819
-def read_records(records: str | Path = "figures/records") -> dict[str, dict]:
-    """Published records by file name, in alphabetical order.
+def read_records(
+    records: str | Path = "figures/records", dataset: str | None = None
+) -> dict[str, dict]:
+    """Published records by file name, in alphabetical order; of all data sets, or of one.
 
     Raises `InputError` where there is no such folder."""
     if not Path(records).is_dir():
         raise refusal(str(records), "is no folder", "Name that of the published records")
     return {
         p.name: json.loads(p.read_text(encoding="utf-8"))
-        for p in sorted(Path(records).glob("*.json"))
+        for p in sorted(Path(records).glob(f"*-{dataset}-*.json" if dataset else "*.json"))
     }
 
 # %% ../nbs/42_records.ipynb #3f2be235

@@ -120,8 +120,10 @@ def test_page_answers_and_shows_a_map(page, tmp_path):
     before = shown(page)
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("Runners-up").wait_for(timeout=60_000)
+    page.get_by_text("How far to trust the map").wait_for(timeout=60_000)
     text = page.inner_text("body")
     assert "%)" in text and "Written by the generator" in text
+    assert re.search(r"inside the right region in \d+ of 100 test cases, a random point in \d", text)
     assert shown(page) != before
     size = page.locator("img[src^=blob]").evaluate("i => [i.naturalWidth, i.naturalHeight]")
     assert size[0] > 1.5 * size[1]  # picture and map side by side
@@ -136,6 +138,7 @@ def test_empty_question_gets_a_message(page):
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("it is empty").wait_for(timeout=60_000)
     assert "Runners-up" not in page.inner_text("body")
+    assert "of 100 test cases" not in page.inner_text("body")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -149,6 +152,7 @@ def test_wrong_file_gets_a_message_and_a_right_one_an_answer(page, tmp_path):
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("notes.txt: cannot be read as an image").wait_for(timeout=60_000)
     assert "Runners-up" not in page.inner_text("body")
+    assert "of 100 test cases" not in page.inner_text("body")
 
     import made_data
 
