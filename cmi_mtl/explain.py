@@ -319,7 +319,7 @@ def explain_encoded(
         raise refusal(f"method={method!r}", what, f"Use one of {', '.join(possible)}")
     answer = given_answer(encoded, method) if answer is None else answer
     grid = METHODS[method](encoded, normalise_answer(answer)).float().cpu()
-    values = grid_maps.on_picture(grid, *encoded.size)
+    values = grid_maps.on_picture(grid, *encoded.size, grid_maps.first_centre(encoded.model))
     scale = float(values.max())  # of an empty map 0, and it stays as it is
     return HeatMap(values / (scale or 1), scale, grid.numpy(), method, answer)
 

@@ -20,7 +20,7 @@ from cmi_mtl.explain import (
     explain_encoded,
     given_answer,
 )
-from .grid_maps import on_picture
+from .grid_maps import first_centre, on_picture
 from .images import open_image, read_label_map
 from cmi_mtl.map_measures import (
     MEASURES,
@@ -235,7 +235,7 @@ def faithfulness(
 
         noise = torch.from_numpy(rng.random((encoded.side, encoded.side)))
         rivals = areas("centre", centre_map(*encoded.size))
-        rivals |= areas("chance", on_picture(noise, *encoded.size))
+        rivals |= areas("chance", on_picture(noise, *encoded.size, first_centre(model)))
         for method in (m for m in methods if m != "grad_cam_text"):
             row = {"method": method, "qid": s.qid, "image_id": s.image_id}
             row |= {"question_type": s.question_type, **rivals}

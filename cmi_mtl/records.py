@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'GONE', 'digest', 'group_numbers', 'without_names',
            'text_scores', 'corpus_bleu', 'record_text', 'publish', 'read_records', 'configuration', 'differences',
-           'asked', 'seed_pairs', 'paired_difference', 'format_difference']
+           'asked', 'contrast', 'paired_difference', 'format_difference']
 
 # %% ../nbs/42_records.ipynb #66bf8dd8
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import atomic_path, check_schema, read_jsonl, refusal, sha256_json, write_text
-from .metrics import GROUPS, cluster_bootstrap
+from .metrics import GROUPS, cluster_bootstrap, training_error
 from .samples import normalise_answer
 
 # %% ../nbs/42_records.ipynb #1b6d6fd5
@@ -260,37 +260,37 @@ def asked(record: dict) -> list[tuple]:
     "The questions of a published record, each with its picture."
     return list(zip(record["per_question"]["qid"], record["per_question"]["image"]))
 
-
-def seed_pairs(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
-    """Records of two variants that belong together: those of one seed, in the order of seeds.
-
-    A record without a seed belongs to each record of the other side."""
-
-    def seed(r):
-        return r["settings"]["seed"]
-
-    pairs = [
-        (a, b) for a in runs for b in others if seed(a) == seed(b) or None in (seed(a), seed(b))
-    ]
-    return sorted(pairs, key=lambda pair: max(-1 if seed(r) is None else seed(r) for r in pair))
-
 # %% ../nbs/42_records.ipynb #d08e6503
-def _comparable(runs: list[dict], others: list[dict], key: str) -> list[tuple[dict, dict]]:
-    "The pairs of `paired_difference`, which says what it raises."
-    pairs = seed_pairs(runs, others)
-    if not pairs:
-        ones, twos = ([r["settings"]["seed"] for r in side] for side in (runs, others))
-        where, remedy = f"seeds {ones} and {twos}", "Publish runs of the same seeds"
-        raise refusal(where, "none in common", remedy)
-    first = pairs[0][0]
-    for r in (r for pair in pairs for r in pair):
+def _check_comparable(sides: list[list[dict]], key: str) -> None:
+    "Raises what `contrast` says."
+    if not all(sides):
+        raise refusal("a contrast", "a variant has no record", "Publish a run of each")
+    for r in (r for side in sides for r in side):
         where = f"seed {r['settings']['seed']} of {r['settings'].get('variant')}"
-        if asked(r) != asked(first):
-            remedy = "Publish runs on the same data"
-            raise refusal(where, "other test questions", remedy)
+        if asked(r) != asked(sides[0][0]):
+            raise refusal(where, "other test questions", "Publish runs on the same data")
         if key not in r["per_question"]:
             raise refusal(where, f"{key} was not measured", "Compare another column")
-    return pairs
+
+
+def contrast(
+    sides: list[list[dict]], weights: list[float], key: str = "correct"
+) -> tuple[float, float, float]:
+    """The weighted sum of variants' means, in points: mean, low, high of a 95 % interval.
+
+    `sides`: for each variant its published records, of which `settings.seed` and the columns `qid`,
+    `image` and `key` of `per_question` are read. One without a seed, a baseline's, has no training.
+    Raises `InputError` where a variant has no record, or they were scored on different questions,
+    or have no column `key`."""
+    _check_comparable(sides, key)
+    values = [[100 * np.array(r["per_question"][key], float) for r in side] for side in sides]
+    trained = [k for k, side in enumerate(sides) if side[0]["settings"]["seed"] is not None]
+    error = training_error([values[k] for k in trained], [weights[k] for k in trained])
+    column = sum(w * np.mean(v, axis=0) for w, v in zip(weights, values))
+    pictures = sides[0][0]["per_question"]["image"]
+    bounds = [100 * sum(w for w in weights if w * sign > 0) for sign in (-1, 1)]
+    interval = np.clip(cluster_bootstrap(column, pictures, training=error), *bounds)
+    return float(column.mean()), *map(float, interval)
 
 
 def paired_difference(
@@ -298,14 +298,8 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """How far `runs` are ahead of `others`, in points: mean, low, high of a 95 % interval.
 
-    Both are published records, of which `settings.seed` and the columns `qid`, `image` and `key` of
-    `per_question` are read. One without a seed, a baseline's, is paired with each seed. Raises
-    `InputError` where the two share no seed, were scored on different questions, or have no column
-    `key`."""
-    pairs = _comparable(runs, others, key)
-    columns = [[np.array(r["per_question"][key], dtype=float) for r in pair] for pair in pairs]
-    gains = 100 * np.stack([one - two for one, two in columns])
-    return float(gains.mean()), *cluster_bootstrap(gains, pairs[0][0]["per_question"]["image"])
+    The `contrast` of two variants, which says what it raises."""
+    return contrast([runs, others], [1, -1], key)
 
 # %% ../nbs/42_records.ipynb #fef703b1
 def format_difference(mean: float, low: float, high: float) -> str:
