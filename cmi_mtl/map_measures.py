@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .metrics import cluster_bootstrap, training_error
+from .intervals import cluster_bootstrap, training_error
 
 # %% ../nbs/appendix/41b_map_measures.ipynb #c717d08c
 def pointing(values: np.ndarray, mask: np.ndarray) -> float:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from .core import atomic_path, check_schema, read_jsonl, refusal, sha256_json, write_text
-from .metrics import GROUPS, cluster_bootstrap, training_error
+from .intervals import cluster_bootstrap, training_error
+from .metrics import GROUPS
 from .samples import normalise_answer
 
 # %% ../nbs/42_records.ipynb #1b6d6fd5

@@ -25,7 +25,7 @@ from cmi_mtl.core import (
     refusal,
     write_text,
 )
-from .metrics import cluster_bootstrap
+from .intervals import cluster_bootstrap
 from cmi_mtl.records import (
     PARTS,
     asked,
