@@ -29,7 +29,7 @@ def training_error(variants, weights=(1,)) -> tuple[float, int]:
 
 def even_t(freedom: int, draws: int, seed: int = 0) -> np.ndarray:
     "Student's t for each of the draws, each part of it as often as it should be; 0 for no freedom."
-    even = np.random.default_rng(seed).permutation((np.arange(draws) + 0.5) / draws)
+    even = np.random.default_rng([seed, 1]).permutation((np.arange(draws) + 0.5) / draws)
     return stdtrit(freedom, even) if freedom else np.zeros(draws)
 
 # %% ../nbs/appendix/27a_intervals.ipynb #0fec836c
