@@ -82,11 +82,13 @@ def is_focal_and_correct(row: dict) -> bool:
     return row["correct"] and row["kind"] == "finding" and row["area"] < 0.05
 
 # %% ../nbs/appendix/41b_map_measures.ipynb #f418ed83
-def read_map_records(records: str | Path, dataset: str, split: str = "test") -> dict[str, dict]:
-    """What was measured of the maps of each training, by file name.
+def read_map_records(
+    records: str | Path, dataset: str, split: str = "test", variant: str = "cmi_mtl"
+) -> dict[str, dict]:
+    """What was measured of the maps of each training of a variant, by file name.
 
-    `records`: the folder of published records. Empty where nothing of this data set is there."""
-    found = sorted(Path(records, "grounding").glob(f"{dataset}-*-{split}.json"))
+    `records`: the folder of published records. Empty where nothing of the kind is there."""
+    found = sorted(Path(records, "grounding").glob(f"{dataset}-{variant}-seed*-{split}.json"))
     return {f"grounding/{p.name}": json.loads(p.read_text(encoding="utf-8")) for p in found}
 
 
