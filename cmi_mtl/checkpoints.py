@@ -182,6 +182,10 @@ class Checkpoints:
             raise refusal(str(self.folder), what, remedy)
 
     def clear(self):
+        "Delete them, the newest last: killed in between, the run still goes on from that one."
+        for path in [self.folder / "checkpoint.part", *self.files()]:
+            with contextlib.suppress(OSError):
+                path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/34_checkpoints.ipynb #e5d37f8f

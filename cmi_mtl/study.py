@@ -228,12 +228,11 @@ def start(
     study is at work, before the first run starts."""
     datasets = list(dict.fromkeys(datasets))
     runs = check(datasets, study)
-    plan, top = make_plan(study, runs), top_of(study)
+    plan, top = make_plan(study, [] if only_tables else runs), top_of(study)
     work = Path(plan["work"])
     with only_one(work) as lock:
         if only_tables:
             shutil.rmtree(work / "tables", ignore_errors=True)
-            plan["runs"] = []
         else:
             prepare(runs, plan)
         (top / "figures/records").mkdir(parents=True, exist_ok=True)

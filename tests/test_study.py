@@ -206,6 +206,19 @@ def test_model_options_are_tried(tmp_path, model, part):
         check(["slake"], str(tmp_path / "s.json"))
 
 
+def test_tables_are_planned_without_what_takes_seconds_to_load(tmp_path):
+    "`make tables` stays under a minute: no models' library, no grammar of web addresses."
+    shutil.copytree(ROOT / "nbs/experiments", tmp_path / "nbs/experiments")
+    code = """
+import sys
+from cmi_mtl.study import start
+assert start(["phantom"], only_tables=True, more=["-n"]) == 0
+print([m for m in ("transformers", "lark") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], **options(tmp_path))
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout[-2000:]
+
+
 def test_slurm_profile_plans_the_jobs(studied, tmp_path):
     "A dry run: a job for each run, with what the profile asks for. No slurm is at hand."
     top, clone = studied[0], tmp_path / "clone"
