@@ -167,8 +167,7 @@ class Checkpoints:
         """The newest state that is whole, or None where there is no checkpoint.
 
         Raises `InputError` when none is whole, or when they belong to another run."""
-        files = self.files()
-        for path in reversed(files):
+        for path in reversed(self.files()):
             try:
                 state = _read(path)
             except DAMAGED as e:
@@ -177,15 +176,13 @@ class Checkpoints:
             else:
                 _same_run(path, dict(state["identity"]), self.identity)
                 return state
-        if files:
+        if self.files():
             what, remedy = "none of its checkpoints is whole", "Start anew with restart=true"
             raise refusal(str(self.folder), what, remedy)
 
     def clear(self):
-        "Delete them, the newest last: killed in between, the run still goes on from that one."
-        for path in [self.folder / "checkpoint.part", *self.files()]:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for path in self.files():  # the newest last: killed in between, the run goes on from it
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/34_checkpoints.ipynb #e5d37f8f
