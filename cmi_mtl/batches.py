@@ -244,7 +244,7 @@ def augment_pixels(x: Tensor, strength: float, generator: torch.Generator) -> Te
 
     theta = torch.zeros(len(x), 2, 3, device=x.device)
     theta[:, [0, 1], [0, 1]] = 1 - draw(1).expand(-1, 2)
-    theta[:, :, 2] = draw(2)
+    theta[:, :, 2] = 2 * draw(2)  # a picture reaches from -1 to 1
     grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     x = nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return x * (1 + draw(1, 1, 1)) + draw(1, 1, 1)

@@ -8,6 +8,7 @@ __all__ = ['COUNTED', 'taught_answers', 'build_tokenizers', 'configure', 'check_
 
 # %% ../nbs/31_build.ipynb #a9f4987d
 import inspect
+import math
 
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
@@ -32,7 +33,7 @@ from cmi_mtl.core import (
     sha256_json,
 )
 from .departures import answers_seen
-from .encoders import build_tokenizer, fingerprint, unused_parts
+from .encoders import build_tokenizer, check_grid, fingerprint, unused_parts
 from .ffae import answer_length, build_answer_tokenizer
 from .model import CMIMTL, freeze_encoders
 from .pretrained import with_pretrained_encoders
@@ -71,14 +72,9 @@ def configure(s: Settings, samples: list[VQASample], words, generator_words) -> 
 
 # %% ../nbs/31_build.ipynb #42352f16
 COUNTED = (
-    "num_queries",
-    "qformer_layers",
-    "fusion_layers",
-    "hidden_size",
-    "image_size",
-    "image_pool",
-    "max_answer_length",
-)
+    "num_queries qformer_layers qformer_heads projection_size max_question_length fusion_layers "
+    "hidden_size image_size image_pool max_answer_length"
+).split()
 
 
 def check_options(options: dict):
@@ -94,9 +90,17 @@ def check_options(options: dict):
     for name in COUNTED:
         if name in options and not (type(options[name]) is int and options[name] > 0):
             refuse(name, "a whole number of at least 1")
-    dropout = options.get("dropout", 0)
-    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
-        refuse("dropout", "0 or a share below 1")
+    for name, most in {
+        "dropout": 1,
+        "alpha": math.inf,
+        "beta": math.inf,
+        "gamma": math.inf,
+    }.items():
+        value = options.get(name, 0)
+        if not (isinstance(value, (int, float)) and 0 <= value < most):
+            refuse(name, "0 or a share below 1" if most == 1 else "a number of at least 0")
+    if options.get("classifier_loss", "ce") not in ("bce", "ce"):
+        refuse("classifier_loss", "'bce' or 'ce'")
     if problems:
         raise InputError(problems)
 
@@ -118,7 +122,8 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
         raise refusal(f"preset={s.preset!r}", what, remedy) from e
     try:
         model = with_pretrained_encoders(config, **weights) if weights else CMIMTL(config)
-    except (TypeError, ValueError, RuntimeError) as e:
+        check_grid(model.image_encoder, config.image_size)
+    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as e:
         if isinstance(e, InputError) or not s.model_options:
             raise
         what = f"no model can be built of them ({e})"

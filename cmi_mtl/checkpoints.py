@@ -134,6 +134,15 @@ def _read(path: Path) -> dict:
     return state
 
 
+def _whole(path: Path) -> dict | None:
+    "The state in a file; None, which a warning says, where it is damaged."
+    try:
+        return _read(path)
+    except DAMAGED as e:
+        what = str(e).splitlines()[0]
+        warnings.warn(f"{path} is damaged ({what}); the one before it is tried")
+
+
 def _same_run(path: Path, there: dict, here: dict):
     "Raises `InputError` that names each difference between two identities."
     names = dict.fromkeys([*there, *here])
@@ -167,15 +176,14 @@ class Checkpoints:
         """The newest state that is whole, or None where there is no checkpoint.
 
         Raises `InputError` when none is whole, or when they belong to another run."""
-        for path in reversed(self.files()):
-            try:
-                state = _read(path)
-            except DAMAGED as e:
-                what = str(e).splitlines()[0]
-                warnings.warn(f"{path} is damaged ({what}); the one before it is tried")
-            else:
-                _same_run(path, dict(state["identity"]), self.identity)
-                return state
+        files = self.files()
+        while files and (state := _whole(files[-1])) is None:
+            files.pop()
+        if files:
+            _same_run(files[-1], dict(state["identity"]), self.identity)
+            for damaged in self.files()[len(files) :]:
+                damaged.unlink()  # else it would be kept as the one before the newest
+            return state
         if self.files():
             what, remedy = "none of its checkpoints is whole", "Start anew with restart=true"
             raise refusal(str(self.folder), what, remedy)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from .core import write_json
+from .core import refusal, write_json
 from .encoders import encoder_config, tiny_image_config, tiny_text_config
 from .ffae import end_token_id
 from .images import IMAGENET, image_to_pixels
@@ -199,6 +199,13 @@ class CMIMTLProcessor(SavedProcessor):
     def pixels(self, image) -> Tensor:
         "One picture as (3, S, S). Raises `InputError` as `open_image` does."
         return image_to_pixels(image, self.image_size, self.image_mean, self.image_std)
+
+    def check_length(self, question: str):
+        "Raises `InputError` for a question that `words` would cut."
+        asked, most = len(self.tokenizer(question)["input_ids"]), self.max_question_length
+        if asked > most:
+            what = f"it has {asked} tokens, the model reads {most}"
+            raise refusal("question", what, "Ask in fewer words")
 
     def words(self, questions: list[str]) -> dict:
         "Token ids and mask of questions, padded to the longest, cut at `max_question_length`."

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from .core import refusal
-from .intervals import cluster_bootstrap, even_t, training_error
+from .intervals import cluster_bootstrap, interval_of_draws, training_error
 
 # %% ../nbs/27_metrics.ipynb #1e0c4e84
 GROUPS = ("organ", "modality", "question_type")
@@ -234,7 +234,6 @@ def aurc_interval(score, correct, clusters, draws: int = 400, seed: int = 0) -> 
     "95 % percentile interval of the model's `aurc`, pictures and seeds as in `cluster_bootstrap`."
     score, correct = _rows({"score": score, "correct": correct}, clusters=clusters)
     of_seeds = [[accuracy_by_coverage(s, c)["aurc"]["model"]] for s, c in zip(score, correct)]
-    error, freedom = training_error([of_seeds])
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     members = np.split(np.argsort(index), np.cumsum(np.bincount(index))[:-1])
     rng, areas = np.random.default_rng(seed), []
@@ -242,9 +241,8 @@ def aurc_interval(score, correct, clusters, draws: int = 400, seed: int = 0) -> 
         pictures = rng.integers(len(members), size=len(members))
         some = np.concatenate([members[k] for k in pictures])
         areas.append(accuracy_by_coverage(score[:, some], correct[:, some])["aurc"]["model"])
-    areas = np.add(areas, error * even_t(freedom, draws, seed))
-    low, high = np.quantile(areas.clip(0, 1), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = interval_of_draws(areas, training_error([of_seeds]))
+    return max(0.0, low), min(1.0, high)
 
 # %% ../nbs/27_metrics.ipynb #2d0df32a
 def visual_reliance(correct, changed, clusters) -> dict:

@@ -80,8 +80,8 @@ class CMIMTLPreTrainedModel(PreTrainedModel):
 def build_encoder(configuration: dict) -> PreTrainedModel:
     "An encoder with random weights; parts whose output is not used take no gradient."
     encoder = AutoModel.from_config(AutoConfig.for_model(**configuration))
-    for part in encoders.unused_parts(encoder):
-        part.requires_grad_(False)
+    for p in encoders.unused_parameters(encoder):
+        p.requires_grad_(False)
     return encoder
 
 
@@ -280,8 +280,8 @@ class Answer:
 
 
 def check_question(model: CMIMTLPreTrainedModel, question: str):
-    """Raises `InputError` for a question that is empty or no text, and for a model without
-    processor or vocabulary."""
+    """Raises `InputError` for a question that is empty, no text or too long, and for a model
+    without processor or vocabulary."""
     remedy = "Load it by CMIMTL.from_pretrained(folder), or set model.processor"
     if model.processor is None:
         raise refusal("processor", "this model has none", remedy)
@@ -289,6 +289,7 @@ def check_question(model: CMIMTLPreTrainedModel, question: str):
         raise refusal("question", f"{question!r} is no text", "Write a question about the picture")
     if not question.strip():
         raise refusal("question", "it is empty", "Write a question about the picture")
+    model.processor.check_length(question)
     if not model.config.answers:
         what = "this model has no vocabulary"
         raise refusal("answers", what, "Train it, or load a trained one")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN_DATA', 'PARTS', 'COLUMNS', 'FREE', 'FROM_DATA', 'GONE', 'digest', 'group_numbers', 'without_names',
            'text_scores', 'corpus_bleu', 'record_text', 'publish', 'read_records', 'configuration', 'differences',
-           'asked', 'contrast', 'paired_difference', 'format_difference']
+           'asked', 'contrast', 'paired_difference', 'of_kind', 'format_difference']
 
 # %% ../nbs/42_records.ipynb #66bf8dd8
 import hashlib
@@ -301,6 +301,18 @@ def paired_difference(
 
     The `contrast` of two variants, which says what it raises."""
     return contrast([runs, others], [1, -1], key)
+
+# %% ../nbs/42_records.ipynb #b95b333a
+def of_kind(runs: list[dict], kind: str) -> list[dict]:
+    "Published records with the questions of one `question_type` alone; `test` stays that of all."
+    out = []
+    for r in runs:
+        chosen = [t == kind for t in r["per_question"]["question_type"]]
+        columns = {
+            k: [v for v, c in zip(column, chosen) if c] for k, column in r["per_question"].items()
+        }
+        out.append({**r, "per_question": columns})
+    return out
 
 # %% ../nbs/42_records.ipynb #fef703b1
 def format_difference(mean: float, low: float, high: float) -> str:

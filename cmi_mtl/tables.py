@@ -32,6 +32,7 @@ from cmi_mtl.records import (
     configuration,
     differences,
     format_difference,
+    of_kind,
     paired_difference,
     publish,
 )
@@ -213,22 +214,20 @@ def summary_table(records: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/43_tables.ipynb #b5cf396b
-def kinds_table(record: dict) -> str:
-    """Markdown: for each kind of question in a record's `beyond_the_view` the accuracy, that of the
-    usual answer by wording and view, in percent, and the difference in points with its interval.
+def kinds_table(runs: list[dict], usual: list[dict]) -> str:
+    """Markdown: for each `question_type` the accuracy of a variant's records, that of `usual` (the
+    baseline `usual_answer`), in percent, and the difference in points with its interval.
 
-    Raises `InputError` where the record has no `beyond_the_view`."""
-    if not record.get("beyond_the_view"):
-        remedy = "Publish a run of experiments/train, which compares kinds"
-        raise refusal("beyond_the_view", "is not in the record", remedy)
+    Raises `InputError` as `paired_difference` does."""
     names = ["kind of question", "questions", "accuracy", "usual answer by wording and view"]
     names.append("difference")
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for kind, r in record["beyond_the_view"].items():
-        usual = r["accuracy"] - r["difference"]
-        gain = format_difference(r["difference"], r["low"], r["high"])
-        name = kind.removeprefix("question_type: ")
-        lines.append(f"| {name} | {r['questions']} | {r['accuracy']:.1f} | {usual:.1f} | {gain} |")
+    for kind in sorted({k for k in runs[0]["per_question"]["question_type"] if k}):
+        sides = [of_kind(side, kind) for side in (runs, usual)]
+        scores = [[100 * np.mean(r["per_question"]["correct"]) for r in side] for side in sides]
+        cells = [kind, str(len(sides[0][0]["per_question"]["qid"])), *map(_mean, scores)]
+        cells.append(format_difference(*paired_difference(*sides)))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 # %% ../nbs/43_tables.ipynb #03b77ffd

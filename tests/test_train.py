@@ -195,6 +195,18 @@ def test_damaged_checkpoint(stopped, settings, alone, damage, recwarn):
     assert_alike(outcome(stopped), alone)
 
 
+def test_a_damaged_checkpoint_is_not_kept_in_reserve(tmp_path):
+    files = checkpoints.Checkpoints(tmp_path / "checkpoints", {"seed": 0})
+    for k in (1, 2, 3):
+        files.save(f"epoch-{k}", {"x": torch.zeros(1)})
+    files.files()[-1].write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged"):
+        files.load()
+    files.save("epoch-3", {"x": torch.zeros(1)})
+    assert [f.name[:7] for f in files.files()] == ["epoch-2", "epoch-3"]
+    assert files.files()[0].read_bytes() != b"damaged"
+
+
 def test_no_whole_checkpoint(stopped, settings, alone):
     for p in (stopped / "checkpoints").iterdir():
         p.write_bytes(p.read_bytes()[:-1])
@@ -241,6 +253,16 @@ def test_foreign_checkpoint(stopped, settings, monkeypatch, top):
 def test_restart(stopped, settings, alone, capsys):
     T.train(replace(settings, restart=True), stopped)
     assert "going on" not in capsys.readouterr().out
+    assert_alike(outcome(stopped), alone)
+
+
+def test_a_wrong_option_beside_restart_loses_nothing(stopped, settings, alone):
+    before = states(stopped)
+    wrong = replace(settings, restart=True, model_options={"num_querys": 3})
+    with pytest.raises(InputError, match="num_querys"):
+        T.train(wrong, stopped)
+    assert states(stopped) == before
+    T.train(settings, stopped)
     assert_alike(outcome(stopped), alone)
 
 
@@ -432,6 +454,30 @@ def test_a_scoring_that_was_killed_is_counted(settings, alone, tmp_path, monkeyp
     assert_alike(done, alone)
 
 
+def test_restart_hides_no_scoring(settings, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(T, "score_test", killed)
+        with pytest.raises(KeyboardInterrupt):
+            T.train(settings, tmp_path)
+    assert T.train(replace(settings, restart=True), tmp_path)["test_scorings"] == 2
+
+
+@pytest.mark.parametrize("variant", ["audit_test_epoch", "audit_all"])
+def test_no_trial_of_a_variant_that_looks(settings, tmp_path, variant):
+    with pytest.raises(InputError, match="it looks at the test split"):
+        T.train(replace(settings, variant=variant), tmp_path / "trial", trial=True)
+    assert not (tmp_path / "trial").exists()
+
+
+def test_no_trial_over_a_finished_run(settings, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="holds a finished run.* another folder"):
+        T.train(settings, tmp_path, trial=True)
+
+
 def test_killed_while_it_clears_up(settings, alone, tmp_path, monkeypatch):
     "The newest checkpoint goes last: the older one would hide that the test split was scored."
     unlink = os.unlink
@@ -457,6 +503,15 @@ def test_killed_while_it_clears_up(settings, alone, tmp_path, monkeypatch):
     done = outcome(tmp_path)
     done["record"]["test_scorings"] = 1
     assert_alike(done, alone)
+
+
+def test_numbers_too_small_for_a_float_are_zero(settings):
+    "A CPU computes with them many times slower, and late in a training many gradients are such."
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot do without them")
+    assert (torch.tensor([1e-40]) * 1).item() > 0
+    T.start_accelerator(settings)
+    assert (torch.tensor([1e-40]) * 1).item() == 0
 
 
 def test_tensorboard(settings, alone, tmp_path):
