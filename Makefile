@@ -74,7 +74,7 @@ ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb --Voila.tornado_settings='{"websocket_max_message_size": 300000000}'
 
 publish: .venv/ready
-	@$(BIN)/python -m cmi_mtl.tables $(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))
+	@$(BIN)/python -m cmi_mtl.tables "$(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))"
 
 notebooks: .venv/ready
 	@$(BIN)/nbdev_export

@@ -8,6 +8,7 @@ __all__ = ['STRENGTHS', 'BASELINES', 'MEANING', 'SEEN', 'Questions', 'organ_and_
            'picture_vectors', 'baseline_rows']
 
 # %% ../nbs/28_baselines.ipynb #f08e954f
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,14 +107,18 @@ STRENGTHS = {"question_only": (0.1, 1, 10), "picture_only": (1e-4, 1e-3, 1e-2)}
 
 
 def question_only(train: Questions, asked: Questions, C: float) -> list[str]:
-    "A linear classifier on the words and word pairs."
+    "A linear classifier on the words and word pairs; `majority` where nothing is to be told apart."
+    if len(set(train.answers)) < 2 or not any(re.search(r"\w", text) for text in train.words):
+        return majority(train, asked)
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     model = make_pipeline(words, LinearSVC(C=C, random_state=0))
     return model.fit(train.words, train.answers).predict(asked.words).tolist()
 
 
 def picture_only(train: Questions, asked: Questions, C: float) -> list[str]:
-    "A linear classifier on the principal components of the pictures' features `seen`."
+    "A linear classifier on the principal components of the pictures' features; else as above."
+    if len(set(train.answers)) < 2 or len(train.answers) < 3:
+        return majority(train, asked)
     components = PCA(0.95, svd_solver="full")  # as many as hold 95 % of the variance
     model = make_pipeline(components, StandardScaler(), LinearSVC(C=C, random_state=0))
     return model.fit(train.seen.numpy(), train.answers).predict(asked.seen.numpy()).tolist()

@@ -122,10 +122,14 @@ def best_map(rows: dict[str, list[dict]]) -> str | None:
     """The method that points at the region most often on the judged questions; None without any.
 
     `rows`: of `rows_by_method`. Give it rows of validation: a choice may not see the test split.
-    `grad_cam_text` is left out: it is a map of the written text, not of the answer."""
+    Left out are `grad_cam_text`, a map of the written text and not of the answer, and maps that
+    point just as those of the untrained model do: they show frozen encoders alone."""
+    judged = {m: [r for r in rows[m] if is_judged(r)] for m in rows if m != "grad_cam_text"}
 
     def hits(method):
-        return np.mean([r["pointing: model"] for r in rows[method] if is_judged(r)])
+        return np.mean([r["pointing: model"] for r in judged[method]])
 
-    with_any = [m for m in rows if m != "grad_cam_text" and any(map(is_judged, rows[m]))]
-    return max(with_any, key=hits, default=None)
+    def moved(method):
+        return any(r["pointing: model"] != r["pointing: untrained"] for r in judged[method])
+
+    return max(filter(moved, judged), key=hits, default=None)

@@ -8,13 +8,13 @@ __all__ = ['check_saved', 'CMIMTLPreTrainedModel', 'build_encoder', 'build_proje
            'check_counts', 'CMIMTL']
 
 # %% ../nbs/25_model.ipynb #a6240c74
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Blip2QFormerConfig, PreTrainedModel, T5Config
 from transformers.utils import ModelOutput
@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from . import encoders
 from .cifr import CIFR
 from .config import CMIMTLConfig, CMIMTLProcessor
-from .core import refusal
+from .core import InputError, refusal
 from cmi_mtl.ffae import (
     AnswerClassifier,
     AnswerGenerator,
@@ -38,8 +38,7 @@ def check_saved(folder: str | Path):
     "Raises `InputError` where the folder holds no saved model, or one of the audit."
     path = Path(folder) / "config.json"
     if not path.is_file():
-        what = "no saved model (config.json is missing)"
-        raise refusal(str(folder), what, "Give the folder that save_pretrained wrote")
+        raise refusal(str(folder), "no saved model", "Give the folder that holds its config.json")
     if audit := json.loads(path.read_text(encoding="utf-8")).get("audit"):
         what = f"a model of the audit ({audit}), its parts are not the paper's"
         raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
@@ -64,16 +63,21 @@ class CMIMTLPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder, **kwargs):
-        """As in transformers; the processor is loaded with the model.
-
-        Raises `InputError` as `check_saved` does, and where the folder lacks a weight."""
-        check_saved(folder)
-        model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        """As in transformers, with the processor. Raises `InputError` as `check_saved` does, and
+        for a model that is damaged or lacks a weight."""
+        try:
+            check_saved(folder)
+            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+            if Path(folder, CMIMTLProcessor.FILE).exists():
+                model.processor = CMIMTLProcessor.from_pretrained(folder)
+        except (OSError, ValueError, SafetensorError) as e:
+            if isinstance(e, InputError):
+                raise
+            what = f"the saved model is damaged ({str(e).splitlines()[0]})"
+            raise refusal(str(folder), what, "Copy it anew, or train it anew") from e
         if info["missing_keys"]:
             what = f"it lacks weights: {', '.join(sorted(info['missing_keys'])[:3])} …"
             raise refusal(str(folder), what, "Use the version that saved it, or retrain")
-        with contextlib.suppress(FileNotFoundError):
-            model.processor = CMIMTLProcessor.from_pretrained(folder)
         return model
 
 # %% ../nbs/25_model.ipynb #b8452a64
@@ -282,7 +286,7 @@ class Answer:
 def check_question(model: CMIMTLPreTrainedModel, question: str):
     """Raises `InputError` for a question that is empty, no text or too long, and for a model
     without processor or vocabulary."""
-    remedy = "Load it by CMIMTL.from_pretrained(folder), or set model.processor"
+    remedy = f"Load a folder that holds {CMIMTLProcessor.FILE}, or set model.processor"
     if model.processor is None:
         raise refusal("processor", "this model has none", remedy)
     if not isinstance(question, str):

@@ -171,6 +171,16 @@ def _of_run(run: Path, name: str) -> Path:
     raise refusal(str(run / name), "is missing", "Give the folder of a finished run")
 
 
+def _same_questions(target: Path, record: dict):
+    "Raises `InputError` where a record of other questions would be overwritten: of another table."
+    if record["settings"]["dataset"] != "table" or not target.exists():
+        return
+    there = json.loads(target.read_text(encoding="utf-8"))
+    if there["data"]["sha256_questions"] != record["data"]["sha256_questions"]:
+        what = "it holds the record of another table"
+        raise refusal(str(target), what, "Move it away first, or publish to another folder")
+
+
 def _publish_trial(run: Path, record: dict, records: str | Path) -> Path:
     record, _ = without_names(record, [])
     s = record["settings"]
@@ -185,10 +195,14 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
 
     Texts and names stay behind. Of the first phantom run the picture of its answers is copied, too.
     A trial's record goes to `records/trials/<dataset>-<variant>-<name of the run's folder>.json`.
-    Raises `InputError` when the run is not finished, or when its record has no schema or another
-    one."""
+    Raises `InputError` when the run is not finished, when its record has no schema or another one,
+    and where a record of another table of your own would be overwritten."""
     run = Path(run)
-    record = json.loads(_of_run(run, "record.json").read_text(encoding="utf-8"))
+    try:
+        record = json.loads(_of_run(run, "record.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        remedy = "Make the run again"
+        raise refusal(str(run / "record.json"), "it was cut off or is no JSON", remedy) from e
     check_schema(record, str(run / "record.json"))
     if record["experiment"] == "trial":
         return _publish_trial(run, record, records)
@@ -200,6 +214,7 @@ def publish(run: str | Path, records: str | Path = "figures/records") -> Path:
     s = record["settings"]
     seed = "" if s["seed"] is None else f"-seed{s['seed']}"
     target = Path(records) / f"{record['experiment']}-{s['dataset']}-{s['variant']}{seed}.json"
+    _same_questions(target, record)
     write_text(target, record_text({**record, "per_question": _columns(rows)}))
     shown = run / "answers.png"
     if (s["dataset"], s["variant"], s["seed"]) == ("phantom", "cmi_mtl", 0) and shown.is_file():

@@ -105,7 +105,10 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
         problems.append(Problem(str(above), what, remedy))
     if problems:
         raise InputError(problems)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise refusal(output.parent, f"cannot be made ({e.strerror})", "Name another folder") from e
     if "folder" in known:
         parameters = {**parameters, "folder": str(output.parent)}
     kernel = {"kernel_name": "python3", "kernel_manager_class": this_python()}
@@ -117,10 +120,15 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
 
 # %% ../nbs/44_run.ipynb #3df3b324
 def run_folder(notebook: str | Path, parameters: dict) -> Path:
-    "`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters."
+    """`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters.
+
+    A table of your own has its name in it: two tables have two folders."""
     p = parameters
+    dataset = str(p.get("dataset") or "phantom")
+    if dataset == "table" and p.get("data_root"):
+        dataset += "-" + re.sub(r"[^\w.+=-]", "_", Path(p["data_root"]).stem)
     parts = (
-        str(p.get("dataset") or "phantom"),
+        dataset,
         str(p.get("variant") or "cmi_mtl"),
         f"seed{p.get('seed') or 0}",
     )
@@ -167,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     parameters = {k: value_of(v) for k, v in args.p}
     os.environ["PYTHONUNBUFFERED"] = "1"
     try:
+        if "folder" in parameters:
+            raise refusal("parameter 'folder'", "is set by --out", "Give --out instead")
         defaults = parameters_of(args.notebook)
         folder = args.out or run_folder(args.notebook, {**defaults, **parameters})
         output = folder / args.notebook.name

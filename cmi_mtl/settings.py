@@ -210,7 +210,7 @@ RULES = {
         lambda v: isinstance(v, bool),
         "freeze_encoders encode_once tensorboard restart",
     ),
-    "names with values, such as {'seed': 1}": (
+    'names with values, such as {"name": 1}': (
         lambda v: isinstance(v, dict),
         "data_options model_options",
     ),

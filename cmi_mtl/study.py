@@ -288,6 +288,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", action="store_true", help="train nothing, make the tables")
     parser.add_argument("-j", "--jobs", type=int, help="so many at once; usually one a core")
     args, args.more = parser.parse_known_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"argument -j/--jobs: {args.jobs} at once would never end; give 1 or more")
     return args
 
 

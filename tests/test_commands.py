@@ -22,7 +22,7 @@ import pytest
 from made_run import assert_alike
 
 from cmi_mtl.core import InputError, read_jsonl, value_of
-from cmi_mtl.run import main, parameters_of
+from cmi_mtl.run import main, parameters_of, run_folder
 from cmi_mtl.settings import make_settings
 from cmi_mtl.train import train
 
@@ -220,12 +220,12 @@ def test_bad_row_in_a_table(tmp_path):
         "mine.csv, row 6",
         "the answer is empty",
         "Write the answer or delete the row",
-        "runs/train/table/cmi_mtl/seed0/train.ipynb",
+        "runs/train/table-mine/cmi_mtl/seed0/train.ipynb",
     ):
         assert part in end
-    assert set(files(tmp_path)) - set(before) == {"runs/train/table/cmi_mtl/seed0/train.ipynb"}
+    assert set(files(tmp_path)) - set(before) == {"runs/train/table-mine/cmi_mtl/seed0/train.ipynb"}
     cells = nbformat.read(
-        tmp_path / "runs/train/table/cmi_mtl/seed0/train.ipynb", as_version=4
+        tmp_path / "runs/train/table-mine/cmi_mtl/seed0/train.ipynb", as_version=4
     ).cells
     assert [
         o.ename
@@ -235,6 +235,19 @@ def test_bad_row_in_a_table(tmp_path):
         if o.output_type == "error"
     ] == ["InputError"]
     assert path.exists()
+
+
+def test_the_folder_is_given_by_out(tmp_path):
+    code, said = command(tmp_path, TRAIN, "-p", "folder", "elsewhere")
+    assert code == 2 and "Give --out instead" in said and not (tmp_path / "runs").exists()
+
+
+def test_two_tables_have_two_folders():
+    one, other = (
+        run_folder(TRAIN, {"dataset": "table", "data_root": root})
+        for root in ("a/mine.csv", "b/my other.csv")
+    )
+    assert one.parts[2] == "table-mine" and other.parts[2] == "table-my_other"
 
 
 @pytest.fixture

@@ -187,6 +187,13 @@ def test_wrong_settings_stop_before_the_first_run(tmp_path, capsys, monkeypatch)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+def test_no_runs_at_once_is_refused(jobs, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["phantom", "-j", jobs])
+    assert e.value.code == 2 and "give 1 or more" in capsys.readouterr().err
+
+
 def test_missing_data_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
     assert "OVQA is given out" in refused(capsys, monkeypatch, tmp_path, BLOCKS)
 

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.model import CMIMTL
+from cmi_mtl.records import publish
 from cmi_mtl.settings import make_settings
 
 HERE = Path(__file__).resolve().parent
@@ -505,13 +507,86 @@ def test_killed_while_it_clears_up(settings, alone, tmp_path, monkeypatch):
     assert_alike(done, alone)
 
 
-def test_numbers_too_small_for_a_float_are_zero(settings):
-    "A CPU computes with them many times slower, and late in a training many gradients are such."
+def test_numbers_too_small_for_a_float_are_zero_while_it_trains(settings, tmp_path, monkeypatch):
+    "A CPU computes with them many times slower. Elsewhere in the process they stay what they are."
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot do without them")
-    assert (torch.tensor([1e-40]) * 1).item() > 0
-    T.start_accelerator(settings)
-    assert (torch.tensor([1e-40]) * 1).item() == 0
+    seen, step = [], loop.train_step
+
+    def product():
+        return (torch.tensor([1e-40]) * 1).item()
+
+    def watched(run, rows):
+        seen.append(product())
+        return step(run, rows)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    T.train(settings, tmp_path)
+    assert set(seen) == {0} and product() > 0
+
+
+@pytest.mark.parametrize("name", ["", "model", "checkpoints"])
+def test_a_file_where_a_folder_belongs(settings, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(T, "fit", None)  # said before anything is trained
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / name if name else tmp_path / "file"
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=f"{path.name}: .*[Gg]ive another"):
+        T.train(settings, tmp_path / ("run" if name else "file"))
+
+
+def test_a_record_that_was_cut_off(settings, tmp_path):
+    (tmp_path / "record.json").write_text('{"test_sco', encoding="utf-8")
+    with pytest.raises(InputError, match="record.json: it was cut off"):
+        T.train(settings, tmp_path)
+    with pytest.raises(InputError, match="record.json: it was cut off"):
+        publish(tmp_path, tmp_path / "records")
+
+
+def test_a_second_run_in_a_folder_waits_its_turn(stopped, settings, alone):
+    before = states(stopped)
+    with T.alone_in(stopped), pytest.raises(InputError, match="another run is at work there"):
+        T.train(settings, stopped)
+    assert states(stopped) == before
+    T.train(settings, stopped)
+    assert_alike(outcome(stopped), alone)
+
+
+def damage(path):
+    "Cut a file in half; take a folder away."
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "cmi_mtl_processor.json", "generator_tokenizer"],
+)
+def test_a_damaged_model_is_named(settings, alone, top, tmp_path, name):
+    shutil.copytree(top / "undisturbed/model", tmp_path / "model")
+    damage(tmp_path / "model" / name)
+    with pytest.raises(InputError, match="model: the saved model is damaged"):
+        CMIMTL.from_pretrained(tmp_path / "model")
+
+
+def test_a_model_without_processor_says_what_is_missing(settings, alone, top, tmp_path):
+    shutil.copytree(top / "undisturbed/model", tmp_path / "model")
+    (tmp_path / "model/cmi_mtl_processor.json").unlink()
+    with pytest.raises(InputError, match="a folder that holds cmi_mtl_processor.json"):
+        CMIMTL.from_pretrained(tmp_path / "model").answer(None, "Is it well?")
+
+
+def test_a_record_of_another_table_is_not_overwritten(settings, alone, top, tmp_path):
+    target = publish(top / "undisturbed", tmp_path)
+    assert publish(top / "undisturbed", tmp_path) == target  # the same once more
+    other = json.loads(target.read_text(encoding="utf-8"))
+    other["data"]["sha256_questions"] = "0" * 64
+    target.write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(InputError, match="record of another table"):
+        publish(top / "undisturbed", tmp_path)
+    assert json.loads(target.read_text(encoding="utf-8")) == other
 
 
 def test_tensorboard(settings, alone, tmp_path):
