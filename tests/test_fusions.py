@@ -171,6 +171,6 @@ def test_a_new_fusion_gets_its_row_in_the_table(tmp_path, monkeypatch):
     publish(tmp_path / "run", tmp_path / "records")
     table, said = table_of(tmp_path / "records", tmp_path / "made")
     new, row = table.loc["fusion_shift"], said.set_index("fusion").loc["shift"]
-    assert new.seeds == 1 and 0 <= new.overall <= 100 and new.seconds_an_epoch > 0
+    assert new.seeds == 1 and 0 <= new.overall <= 100 and new.trained > 0
     assert row.seeds == "one seed" and f"{new.trained / 1e6:.2f}" == row["M trained"]
     assert table.seeds.drop("fusion_shift").eq(0).all()  # the others: "not run"
