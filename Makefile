@@ -21,7 +21,7 @@ export CMI_MTL_DATA CMI_MTL_WEIGHTS TOKENIZERS_PARALLELISM PIP_DISABLE_PIP_VERSI
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make run                    train on the phantom data, score, show the result (10 to 15 minutes)'
+	@echo 'make run                    train on the phantom data, score, show the result (15 to 30 minutes)'
 	@echo 'make run DATASET=vqa_rad    the same on VQA-RAD; slake, ovqa, vqa_rad_hub likewise. Also SEED=1, VARIANT=pooled'
 	@echo '                            or no_cifr, only_cifr, ...: rows of VARIANTS in nbs/30_settings.ipynb'
 	@echo 'make run DATASET=table ARGS="-p data_root my.csv"     on your own table; ARGS takes any parameter of the notebook'

@@ -125,7 +125,12 @@ def picture_only(train: Questions, asked: Questions, C: float) -> list[str]:
 
 
 def best_strength(name: str, train: Questions, validation: Questions) -> float:
-    "The strength of `STRENGTHS[name]` that answers most validation questions right."
+    """The strength of `STRENGTHS[name]` that answers most validation questions right.
+
+    Raises `InputError` where there is no validation question."""
+    if not validation.words:
+        what = "its strength is chosen on validation questions, and there are none"
+        raise refusal(f"baseline {name!r}", what, "Carve some from training: carve_validation")
 
     def right(C):
         return np.mean(np.array(BASELINES[name](train, validation, C)) == validation.answers)
@@ -206,7 +211,7 @@ def baseline_rows(
     """Prediction rows of the test questions, as a run has them.
 
     `vectors`: `meaning` and `seen`, rows as in `samples`, for the baselines that ask for them.
-    Raises `InputError` for an unknown baseline."""
+    Raises `InputError` for an unknown baseline, and as `best_strength` does."""
     if name not in BASELINES:
         raise refusal(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}")
     questions = as_questions(samples, view, **vectors)

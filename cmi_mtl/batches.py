@@ -64,6 +64,7 @@ def data_summary(
         "questions": {name: len(part) for name, part in parts.items()},
         "images": len({s.image_id for s in samples}),
         "sha256_questions": sha256_json(rows),
+        "sha256_test": sha256_json([row for row in rows if row[-1] == "test"]),
         "sha256_images": sha256_json(sorted(digests)),
         "answers": len(vocabulary),
         "ceiling": {

@@ -176,15 +176,15 @@ class Checkpoints:
         """The newest state that is whole, or None where there is no checkpoint.
 
         Raises `InputError` when none is whole, or when they belong to another run."""
-        files = self.files()
+        files, damaged = self.files(), []
         while files and (state := _whole(files[-1])) is None:
-            files.pop()
+            damaged.append(files.pop())
         if files:
             _same_run(files[-1], dict(state["identity"]), self.identity)
-            for damaged in self.files()[len(files) :]:
-                damaged.unlink()  # else it would be kept as the one before the newest
+            for path in damaged:  # else it would be kept as the one before the newest
+                path.unlink(missing_ok=True)
             return state
-        if self.files():
+        if damaged:
             what, remedy = "none of its checkpoints is whole", "Start anew with restart=true"
             raise refusal(str(self.folder), what, remedy)
 

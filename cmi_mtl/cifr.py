@@ -21,7 +21,7 @@ from .scan import conv_rows, scan_rows
 # %% ../nbs/23_cifr.ipynb #46cbf31a
 def first_steps(inner: int) -> Tensor:
     "A bias (inner,) whose softplus is log-uniform in 0.001 … 0.1 (Gu & Dao 2023)."
-    step = torch.exp(torch.empty(inner).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
+    step = torch.exp(torch.empty(inner).uniform_(math.log(1e-3), math.log(1e-1)))
     return step + torch.log(-torch.expm1(-step))  # softplus undone
 
 
@@ -47,8 +47,7 @@ class SelectiveBranch(nn.Module):
         self.bidirectional, E = bidirectional, self.inner
         self.norm = nn.LayerNorm(d)
         self.in_proj = nn.Linear(d, 2 * E, bias=False)  # to what is scanned and to half a gate
-        # a filter for each channel
-        self.conv = nn.Conv1d(E, E, d_conv, groups=E, padding=d_conv - 1)
+        self.conv = nn.Conv1d(E, E, d_conv, groups=E)  # a filter for each channel
         self.x_proj = nn.Linear(E, self.dt_rank + 2 * d_state, bias=False)  # to s, B and C
         self.dt_proj = step_projection(self.dt_rank, E)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(E, 1))  # A = -1 … -n

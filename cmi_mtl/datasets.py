@@ -16,7 +16,7 @@ from typing import Callable
 from .core import Problem, data_home, refusal, sha256_file
 from .fetch import HUB, download, is_there
 from .ovqa import load_ovqa
-from .rows import Entry, as_text, check, closed_or_open, is_box, read_rows
+from .rows import Entry, as_text, check, closed_or_open, is_box, is_utf8, read_rows
 from .samples import Region, VQASample, same_pictures
 from .slake import load_slake
 from .vqa_rad import load_vqa_rad
@@ -47,7 +47,7 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
     downloaded first.
 
     Raises `InputError` for an unknown name or option and for every fault that the files have."""
-    if name not in LOADERS:
+    if name not in tuple(LOADERS):  # not a look-up: a list has no hash
         mend = f"Use one of {', '.join(sorted(LOADERS))}"
         raise refusal(f"dataset={name!r}", "unknown data set", mend)
     if name == "table" and root is None:
@@ -63,15 +63,22 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
 
 # %% ../nbs/12_datasets.ipynb #3ab29952
 def _hash_split(image_id: str) -> str:
-    x = int(hashlib.sha256(image_id.encode()).hexdigest()[:8], 16) / 16**8
+    x = int(hashlib.sha256(image_id.encode(errors="surrogatepass")).hexdigest()[:8], 16) / 16**8
     return "train" if x < 0.7 else "validation" if x < 0.85 else "test"
+
+
+def _digest(path: str) -> str:
+    "The digest of a picture's bytes; of one that cannot be read, its path (`check` will say it)."
+    try:
+        return sha256_file(path)
+    except (OSError, ValueError):
+        return path
 
 
 def _fill_splits(rows: list[dict]):
     """A split for the rows that name none: the one that is given for their picture, else one by its
     hash. Rows are of one picture if they share an image id or the bytes of a file."""
-    paths = {v["image"] for v in rows}
-    digest = {p: sha256_file(p) if Path(p).is_file() else p for p in paths}
+    digest = {path: _digest(path) for path in {v["image"] for v in rows}}
     pictures = same_pictures([v["image_id"] for v in rows], [digest[v["image"]] for v in rows])
     given = {picture: v["split"] for v, picture in zip(rows, pictures) if v.get("split")}
     for v, picture in zip(rows, pictures):
@@ -92,18 +99,22 @@ def _faults_of_region(g: dict, folder: Path):
         yield f"{name} has the unknown field {', '.join(unknown)}"
     if not isinstance(g.get("name"), str):
         yield "a region has no name"
+    elif not is_utf8(g["name"]):
+        yield "the name of a region holds half a character"
     if box is None and mask is None:
         yield f"{name} has neither box nor mask"
     if box is not None and not is_box(box):
         yield f"the box of {name} is {box}"
-    if mask is not None and not (folder / str(mask)).is_file():
+    if mask is not None and not os.path.isfile(folder / str(mask)):
         yield f"the mask of {name}, {mask}, is missing"
+    elif mask is not None and not os.access(folder / str(mask), os.R_OK):
+        yield f"the mask of {name}, {mask}, may not be read"
     if mask is not None and type(g.get("value")) is not int:
         yield f"{name} has a mask but no level as value"
     if kind not in ("organ", "finding"):
         yield f"{name} is of kind {kind!r}, neither organ nor finding"
 
-
+# %% ../nbs/12_datasets.ipynb #30a84922
 def _region(g: dict, folder: Path) -> Region:
     "The region of an object without faults."
     mask = g.get("mask") and str(folder / g["mask"])

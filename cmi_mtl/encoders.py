@@ -94,26 +94,36 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(attention_mask.bool(), 0.0, -1e4).to(dtype)[:, None, None]
 
 # %% ../nbs/20_encoders.ipynb #9c0c413b
+def _stride(config: PretrainedConfig) -> int:
+    "How many pixels a patch is wide."
+    if hasattr(config, "hidden_sizes"):  # stages of convolutions; a ResNet's stem has stride 4
+        return getattr(config, "patch_size", 4) * 2 ** (len(config.hidden_sizes) - 1)
+    return config.patch_size
+
+
 def token_grid(config: PretrainedConfig, size: int) -> tuple[int, int]:
     """How the image tokens lie: (number of leading tokens that are no patch, patches along a side).
 
     Known are ViT, CLIP, DINOv2, also with registers, ResNet and ConvNeXt; `check_grid` looks."""
-    if hasattr(config, "hidden_sizes"):  # stages of convolutions; a ResNet's stem has stride 4
-        return 0, size // (getattr(config, "patch_size", 4) * 2 ** (len(config.hidden_sizes) - 1))
-    return 1 + getattr(config, "num_register_tokens", 0), size // config.patch_size
+    lead = 0 if hasattr(config, "hidden_sizes") else 1 + getattr(config, "num_register_tokens", 0)
+    return lead, size // _stride(config)
 
 
 @torch.no_grad()
 def check_grid(model: PreTrainedModel, size: int):
-    "Raises `InputError` where tokens of a picture of that size do not lie as `token_grid` says."
+    """Raises `InputError` where `size` is no multiple of the stride, and where tokens of such a
+    picture do not lie as `token_grid` says."""
     lead, side = token_grid(model.config, size)
+    who = f"the encoder {model.config.model_type}"
+    if size % (stride := _stride(model.config)):
+        what = f"image_size={size} is no multiple of its stride {stride}"
+        raise refusal(who, what, f"Take one, such as {size - size % stride + stride}")
     training = model.training
     found = image_tokens(model.eval(), torch.zeros(1, 3, size, size)).shape[1]
     model.train(training)
     if found != lead + side**2:
         what = f"gives {found} tokens at image_size={size}, {lead} + {side} × {side} are expected"
-        remedy = "Take a multiple of its stride as image_size, or an encoder that token_grid knows"
-        raise refusal(f"the encoder {model.config.model_type}", what, remedy)
+        raise refusal(who, what, "Take an encoder that token_grid knows")
 
 # %% ../nbs/20_encoders.ipynb #ae182273
 def token_width(config: PretrainedConfig) -> int:

@@ -168,7 +168,7 @@ def _what_can_be_fetched(name: str, target: Path) -> Source:
 
 def is_there(target: Path) -> bool:
     "Whether there is a file, or a folder that holds something."
-    return target.is_file() or target.is_dir() and any(target.iterdir())
+    return os.path.isfile(target) or os.path.isdir(target) and any(target.iterdir())
 
 # %% ../nbs/appendix/12f_fetch.ipynb #ac5cf12e
 def download(

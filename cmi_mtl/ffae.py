@@ -121,7 +121,8 @@ def attend(attention: nn.MultiheadAttention, q: Tensor, patches: Tensor, image_i
 
 # %% ../nbs/24_ffae.ipynb #cabc8913
 class GeneratorInput(nn.Module):
-    """From fused tokens to what a T5 reads (paper, FFAE).
+    """From fused tokens to what a T5 reads (paper, FFAE). Ours: the answer type is added to each
+    token, and visual tokens come before the words.
 
     Takes v (B, N, d), q (B, L, d), lengths (B,) and the probabilities of the answer types (B, 2),
     closed and open."""
@@ -143,7 +144,9 @@ class GeneratorInput(nn.Module):
 
 # %% ../nbs/24_ffae.ipynb #298a2833
 class AnswerGenerator(GeneratorInput):
-    "A T5 that writes the answer from what `GeneratorInput` takes (paper, FFAE). In float32."
+    """A T5 that writes the answer from what `GeneratorInput` takes (paper, FFAE).
+
+    Under autocast it computes in the type of its own weights."""
 
     def forward(
         self, v: Tensor, q: Tensor, lengths: Tensor, types: Tensor, labels: Tensor
@@ -225,8 +228,9 @@ def answer_labels(tokenizer, answers: list[str], max_length: int | None = None) 
     `max_length`, if given: the most tokens of a row, end token included; what is longer is cut."""
     keep = None if max_length is None else max_length - 1
     rows = [ids[:keep] + [end_token_id(tokenizer)] for ids in _answer_ids(tokenizer, answers)]
-    width = max(map(len, rows), default=1)  # a batch without answers has one column of -100
-    return torch.tensor([r + [-100] * (width - len(r)) for r in rows])
+    width = max(map(len, rows), default=1)
+    padded = [r + [-100] * (width - len(r)) for r in rows]
+    return torch.tensor(padded, dtype=torch.long).view(len(rows), width)  # also of no rows
 
 
 def answer_length(tokenizer, answers: list[str], limit: int = 64) -> int:
@@ -247,7 +251,7 @@ def answer_coverage(tokenizer, answers: list[str], max_length: int) -> dict:
 def joint_loss(
     parts: dict[str, Tensor], alpha: float = 0.2, beta: float = 0.4, gamma: float = 0.5
 ) -> Tensor:
-    """L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type) (paper, objective).
+    """L = L_cls + alpha L_vtc + beta (L_gen + gamma L_type) (paper, objective; gamma's value ours).
 
     `parts`: losses by name, "cls", "vtc", "gen", "type"; what is switched off is not there."""
     aux = parts.get("gen", 0) + gamma * parts.get("type", 0)

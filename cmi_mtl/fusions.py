@@ -37,6 +37,8 @@ def check_fusion(block: nn.Module, d: int = 64) -> int:
     assert not unused, f"no gradient for {', '.join(unused)}"
     assert not q.grad[1, 4:].any(), "a gradient reaches the padding"
     assert v.grad.abs().sum(-1).min() > 0, "an image token gets no gradient"
+    wordless = block(v, q, torch.tensor([9, 0]))
+    assert all(x.isfinite().all() for x in wordless), "a question without words gives nan"
     return sum(p.numel() for p in block.parameters())
 
 # %% ../nbs/appendix/23a_fusions.ipynb #06c8dd99
@@ -152,9 +154,9 @@ class BANBlock(nn.Module):
         words = self.map_q(f).relu()[:, None] * self.maps.weight[:, None]
         tokens = self.dropout(self.map_v(v).relu())
         scores = torch.einsum("bnk,bglk->bgnl", tokens, words)
-        padding = ~length_mask(lengths, f.shape[1])
-        scores = scores.masked_fill(padding[:, None, None], -math.inf)
-        return scores.flatten(2).softmax(-1).view_as(scores)
+        padding = ~length_mask(lengths, f.shape[1])[:, None, None]
+        maps = scores.masked_fill(padding, -math.inf).flatten(2).softmax(-1).view_as(scores)
+        return maps.masked_fill(padding, 0)  # also where a question has no word
 
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         f = self.words(q)
@@ -215,7 +217,9 @@ class MFBBlock(nn.Module):
     def forward(self, v: Tensor, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         padding = ~length_mask(lengths, q.shape[1])
         scores = self.score_words(q).masked_fill(padding[..., None], -math.inf)
-        asked = (scores.softmax(1).transpose(1, 2) @ q).flatten(1)
+        # a question without words weighs none
+        weights = scores.softmax(1).masked_fill(padding[..., None], 0)
+        asked = (weights.transpose(1, 2) @ q).flatten(1)
         looks = self.score_tokens(self.look(asked[:, None], v)).softmax(1)
         seen = (looks.transpose(1, 2) @ v).flatten(1)
         return self.out(self.join(asked, seen))[:, None], q

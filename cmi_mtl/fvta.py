@@ -91,8 +91,7 @@ def one_way(s: Tensor, keep: Tensor, smoothing: float) -> Tensor:
     own = torch.eye(len(s), dtype=s.dtype, device=s.device)
     # smoothing goes to the pairs that count, and to no other
     target = (1 - smoothing) * own + smoothing * keep / n
-    # 0 times minus infinity would be no number: hence the second mask
-    loss = -(target * F.log_softmax(s, dim=1).masked_fill(~keep, 0)).sum(1)
+    loss = -(target * F.log_softmax(s, dim=1)).sum(1)
     counts = (n[:, 0] > 1).to(s.dtype)  # a row alone with itself has no negative
     return (loss * counts).sum() / counts.sum().clamp(min=1)
 
@@ -174,11 +173,11 @@ class FVTA(nn.Module):
         return bounded(self.log_temperature, math.log(0.01), math.log(0.5)).exp()
 
     def similarity(self, queries: Tensor, question_cls: Tensor) -> Tensor:
-        "(B, B'): for each image and question the best query's cosine, over the temperature."
+        "(B, K, d), (B', d) -> the best query's cosine over the temperature, (B, B') in float32."
         with torch.autocast(queries.device.type, enabled=False):
-            f = F.normalize(self.project_image(queries.float()), dim=-1)  # (B, K, projection)
-            q = F.normalize(self.project_text(question_cls.float()), dim=-1)  # (B', projection)
-            return best_cosine(gather_rows(f), gather_rows(q)) / self.temperature
+            pairs = (self.project_image, queries), (self.project_text, question_cls)
+            f, q = (F.normalize(p(x.to(p.weight.dtype)), dim=-1).float() for p, x in pairs)
+            return best_cosine(gather_rows(f), gather_rows(q)) / self.temperature.float()
 
     def loss(self, queries: Tensor, question_cls: Tensor, image_ids, question_ids) -> Tensor:
         ids = gather_rows(image_ids), gather_rows(question_ids)

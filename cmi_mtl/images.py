@@ -8,6 +8,7 @@ __all__ = ['WHITE_IS_ZERO', 'WHOLE_FILE', 'SHAPES', 'IMAGENET', 'read_image', 'i
 
 # %% ../nbs/11_images.ipynb #2ca672ee
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def read_image(path: str | Path) -> Image.Image:
 
     Raises `InputError` naming the file when it is missing, cannot be decoded, or holds several
     pages or frames."""
-    if not Path(path).exists():
+    if not os.path.exists(path):  # False, too, for a text too long to be a path
         remedy = "Correct the path or put the file there"
         raise refusal(str(path), "no such image file", remedy)
     return _read(Path(path), str(path))
@@ -107,7 +108,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     """What `read_image` would refuse at `path`; None if nothing.
 
     `data`: the picture's bytes, where they are not yet in a file."""
-    if data is None and not Path(path).is_file():
+    if data is None and not os.path.isfile(path):  # False for a text that is no path
         return Problem(str(path), "is missing", WHOLE_FILE)
     try:
         _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)

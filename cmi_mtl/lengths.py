@@ -16,11 +16,11 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def masked_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
-    "Mean of (B, L, d) over each row's first `lengths` positions: (B, d)."
+    "Mean of (B, L, d) over each row's first `lengths` positions: (B, d); 0 for a length of 0."
     if lengths is None:
         return x.mean(1)
-    valid = length_mask(lengths, x.shape[1]).to(x.dtype)[..., None]
-    return (x * valid).sum(1) / lengths[:, None].to(x.dtype)
+    valid = length_mask(lengths, x.shape[1])[..., None]
+    return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None].to(x.dtype)
 
 # %% ../nbs/appendix/21a_lengths.ipynb #56878644
 def fill_rows(x: Tensor, valid: Tensor) -> Tensor:

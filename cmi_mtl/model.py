@@ -273,8 +273,8 @@ def freeze_encoders(model: CMIMTLModules) -> CMIMTLModules:
 # %% ../nbs/25_model.ipynb #2339a994
 @dataclass(frozen=True)
 class Answer:
-    """What `CMIMTL.answer` returns: the best answer, its confidence 0 to 1, the next ones with
-    theirs; with FFAE also the question's type and the written answer."""
+    """What `CMIMTL.answer` returns: best answer, confidence 0 to 1, the next answers with theirs;
+    with FFAE type and text. `generated` means nothing where `question_type` is CLOSED."""
 
     answer: str
     confidence: float

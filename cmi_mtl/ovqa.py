@@ -6,6 +6,7 @@
 __all__ = ['OVQA_FILES', 'load_ovqa']
 
 # %% ../nbs/appendix/12d_ovqa.ipynb #b993c2d1
+import os
 from pathlib import Path
 
 from .core import data_home
@@ -22,7 +23,7 @@ def load_ovqa(root=None) -> list[VQASample]:
 
     `root` may be OVQA_publish itself; without it, `data_home()`/ovqa. Raises `InputError`."""
     root = Path(root or data_home() / "ovqa")
-    root = root / "OVQA_publish" if (root / "OVQA_publish").is_dir() else root
+    root = root / "OVQA_publish" if os.path.isdir(root / "OVQA_publish") else root
     images, entries = image_folder(root / "img"), []
     for file, split in OVQA_FILES.items():
         for where, r in read_rows(root / f"{file}.json", RAD_FIELDS):

@@ -9,9 +9,12 @@ __all__ = ['parameters_of', 'this_python', 'run_notebook', 'run_folder', 'main']
 import argparse
 import ast
 import difflib
+import hashlib
 import os
 import re
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 
 from .core import InputError, Problem, refusal, value_of
@@ -65,6 +68,17 @@ def this_python() -> type:
     from jupyter_client.kernelspec import KernelSpec
 
     class ThisPython(AsyncKernelManager):
+        transport = "ipc"
+
+        def _ip_default(self):
+            sockets = str(Path(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex[:12]}"))
+            if (
+                len(os.fsencode(sockets)) > 100
+            ):  # a system's limit is 104 or 108, with "-5" at the end
+                remedy = "Set TMPDIR to a shorter one, such as /tmp"
+                raise refusal(sockets, "too long a path for a socket", remedy)
+            return sockets
+
         @property
         def kernel_spec(self):
             return KernelSpec(**get_kernel_dict())
@@ -99,9 +113,13 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
     if output.exists() and output.samefile(notebook):
         what, remedy = "is the notebook itself", "Name another output folder"
         problems.append(Problem(str(output), what, remedy))
-    above = next(p for p in (output.parent, *output.absolute().parents) if p.exists())
+    parents = (output.parent, *output.absolute().parents)
+    above = next(p for p in parents if os.path.exists(p))
     if not above.is_dir():
         what, remedy = "is a file, a folder is needed", "Name another output folder"
+        problems.append(Problem(str(above), what, remedy))
+    elif not os.access(above, os.W_OK | os.X_OK):
+        what, remedy = "cannot be written to", "Allow writing there, or give another by --out"
         problems.append(Problem(str(above), what, remedy))
     if problems:
         raise InputError(problems)
@@ -122,11 +140,15 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
 def run_folder(notebook: str | Path, parameters: dict) -> Path:
     """`runs/<experiment>/<dataset>/<variant>/seed<k>` for these parameters.
 
-    A table of your own has its name in it: two tables have two folders."""
+    A table of your own has its name in it and six digits that stand for its whole path: two tables
+    have two folders."""
     p = parameters
     dataset = str(p.get("dataset") or "phantom")
     if dataset == "table" and p.get("data_root"):
-        dataset += "-" + re.sub(r"[^\w.+=-]", "_", Path(p["data_root"]).stem)
+        root = Path(str(p["data_root"]))
+        whole = str(root.resolve()).encode(errors="surrogatepass")
+        mark = hashlib.sha256(whole).hexdigest()[:6]
+        dataset += "-" + re.sub(r"[^\w.+=-]", "_", root.stem) + "-" + mark
     parts = (
         dataset,
         str(p.get("variant") or "cmi_mtl"),

@@ -7,6 +7,7 @@ __all__ = ['SLAKE_FINDINGS', 'SLAKE_WITHOUT_ANSWER', 'SLAKE_FIELDS', 'SLAKE_FILE
 
 # %% ../nbs/appendix/12e_slake.ipynb #1f664e67
 import collections
+import os
 import re
 from pathlib import Path
 
@@ -42,7 +43,7 @@ SLAKE_FINDINGS = (
 def _boxes_in(folder: Path) -> dict[str, list[tuple]]:
     "The boxes that detection.json names, if there is one: name -> (left, top, width, height)s."
     boxes, file = collections.defaultdict(list), folder / "detection.json"
-    for where, d in read_rows(file, ()) if file.exists() else []:
+    for where, d in read_rows(file, ()) if os.path.exists(file) else []:
         for name, box in d.items():
             if not is_box(box):
                 what = f"the box of {name!r} is {box}"
@@ -53,7 +54,7 @@ def _boxes_in(folder: Path) -> dict[str, list[tuple]]:
 
 def _levels_in(mask: Path, levels: dict[str, int]) -> dict[str, int]:
     "Those of the named `levels` that the label map holds; none if it is no label map."
-    if not levels or not mask.exists():
+    if not levels or not os.path.exists(mask):
         return {}
     found = set(np.unique(read_label_map(mask)).tolist()) - {0}
     if not found <= set(levels.values()):

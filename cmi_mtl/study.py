@@ -20,13 +20,13 @@ from pathlib import Path
 import psutil
 
 import cmi_mtl.phantom  # noqa: F401  registers its loader
+from .blocks import STUDIES, load_study
 from .core import InputError, Problem, refusal, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from cmi_mtl.plan import (
     EXPERIMENT_NOTEBOOKS,
-    STUDIES,
     PlannedRun,
-    load_study,
+    baselines_there,
     make_plan,
     planned,
     planned_tables,
@@ -202,7 +202,7 @@ def prepare(runs: list[PlannedRun], plan: dict):
     for row in plan["runs"][len(runs) :]:
         (work / row["trained"]).parent.mkdir(parents=True, exist_ok=True)
         (work / row["published"]).parent.mkdir(parents=True, exist_ok=True)
-        if all(Path(p).is_file() for p in row["records"]):
+        if baselines_there(row):
             for stamp in ("trained", "published"):
                 (work / row[stamp]).touch()
     for name, why in odd.items():
@@ -224,12 +224,15 @@ def start(
     """Make what is left of a study. Returns 0, 1 where something failed, 130 or 143 when stopped.
 
     `jobs`: so many runs at once; `only_tables`: make all tables anew, of the records there are, and
-    train nothing. Raises `InputError` for wrong settings or data, and where another
-    study is at work, before the first run starts."""
+    train nothing. Raises `InputError` for wrong settings or data, outside the Makefile's folder,
+    and where another study is at work, before the first run starts."""
     datasets = list(dict.fromkeys(datasets))
     runs = check(datasets, study)
+    if not EXPERIMENT_NOTEBOOKS.is_dir():
+        what = "there is no such folder here"
+        raise refusal(str(EXPERIMENT_NOTEBOOKS), what, "Run it in the folder of the Makefile")
     plan, top = make_plan(study, [] if only_tables else runs), top_of(study)
-    work = Path(plan["work"])
+    work, codes = Path(plan["work"]), []
     with only_one(work) as lock:
         if only_tables:
             shutil.rmtree(work / "tables", ignore_errors=True)
@@ -238,19 +241,26 @@ def start(
         (top / "figures/records").mkdir(parents=True, exist_ok=True)
         for target in ("tables",) if only_tables else ("runs", "tables"):
             if target == "tables":
-                plan["tables"] = _possible(planned_tables(datasets, study, top))
+                plan["tables"] = _possible(planned_tables(datasets, study, top), work)
             write_json(work / "plan.json", plan)
             command = snakemake_command(plan, target, jobs, more)
             code = snakemake(command, work / "snakemake.log", lock)
             if code > 128:
                 say("stopped; the same command goes on")
                 return code
-    return 0 if {"-n", "--dry-run"} & set(more) else _report(plan)
+            codes.append(code)
+    plan = {**plan, "runs": [], "tables": []} if {"-n", "--dry-run"} & set(more) else plan
+    return _report(plan, max(codes))
 
 # %% ../nbs/46_study.ipynb #6cce692f
-def _possible(tables: list[dict]) -> list[dict]:
-    "Without those that explain a model which is not on this machine; that is said."
+def _possible(tables: list[dict], work: Path) -> list[dict]:
+    """Without those that explain a model which is not on this machine; that is said. Stamps of
+    other lists of records go."""
     for t in tables:
+        stamp = work / t["made"]
+        for old in stamp.parent.glob(f"{stamp.name[:-12]}*"):
+            if old != stamp:
+                old.unlink()
         if t["skip"]:
             say(f"left out: {t['name']}, there is no {t['skip']}")
     return [t for t in tables if not t["skip"]]
@@ -269,15 +279,18 @@ def failures(plan: dict) -> dict[str, Path]:
     return {title: log if log.exists() else work / "snakemake.log" for title, log in logs.items()}
 
 
-def _report(plan: dict) -> int:
+def _report(plan: dict, code: int) -> int:
+    "Say how it ended. `code`: Snakemake's own."
     failed = failures(plan)
-    if not failed:
+    if code and not failed:
+        say(f"Snakemake ended with {code}; {Path(plan['work'], 'snakemake.log')} says why")
+    elif not failed and (plan["runs"] or plan["tables"]):
         say("the study is finished" if plan["runs"] else "the tables are made")
-    else:
+    elif failed:
         say(f"{len(failed)} failed; the same command tries them again:")
     for title, log in failed.items():
         print(f"  {title}: {log}", flush=True)
-    return 1 if failed else 0
+    return 1 if failed or code else 0
 
 # %% ../nbs/46_study.ipynb #33c193c3
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -7,6 +7,7 @@ __all__ = ['load_vqa_rad_hub']
 
 # %% ../nbs/appendix/12c_vqa_rad_hub.ipynb #ce3f03b2
 import hashlib
+import os
 from pathlib import Path
 
 from .core import atomic_path, cache_home, data_home, refusal
@@ -18,7 +19,8 @@ from .samples import VQASample
 def _parquet_files(root: Path, split: str) -> list[Path]:
     "The files of a split, in data/ as on the hub or beside each other; validation may be missing."
     folders = (root / "data", root)
-    found = (sorted(folder.glob(f"{split}*.parquet")) for folder in folders)
+    there = filter(os.path.isdir, folders)
+    found = (sorted(folder.glob(f"{split}*.parquet")) for folder in there)
     files = next(filter(None, found), [])
     if not files and split != "validation":
         what = f"no {split}-*.parquet"
@@ -31,10 +33,10 @@ def _image_bytes(image, root: Path) -> bytes:
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        image = (root / image).read_bytes() if (root / image).is_file() else b""
+        image = root / image
     try:
-        return bytes(image or b"")
-    except (TypeError, ValueError):  # a list of something else: no picture
+        return image.read_bytes() if isinstance(image, Path) else bytes(image or b"")
+    except (OSError, TypeError, ValueError):  # no file, a list of something else: no picture
         return b""
 
 # %% ../nbs/appendix/12c_vqa_rad_hub.ipynb #b792946e

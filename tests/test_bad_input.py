@@ -1,13 +1,17 @@
 "What a person reads who gives bad data: each message must name the file, the row and the remedy, and nothing is written."
 
+import contextlib
 import io
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import made_data
 import pytest
 from PIL import Image
 
-from cmi_mtl.core import InputError
+from cmi_mtl.core import InputError, Problem, atomic_path, cache_home, data_home, read_jsonl
 from cmi_mtl.datasets import load_dataset
 
 HEAD = "image,question,answer,answer_type,split\n"
@@ -116,6 +120,12 @@ CSV = {
         "not a CSV table",
         "Quote fields",
     ),
+    "columns swapped": (
+        "Is it long? " * 30 + ",ok.jpg,yes,CLOSED,train\n",
+        "row 3",
+        "is missing",
+        "correct the name",
+    ),
 }
 
 
@@ -166,6 +176,12 @@ HEADINGS = {
         "mine.csv, heading",
         "a column has no name",
         "index=False",
+    ),
+    "open quote": (
+        'image,question,"answer\nok.jpg,Is it?,yes\n',
+        "mine.csv, heading",
+        "not a CSV table (unexpected end of data)",
+        "Quote fields",
     ),
     "empty file": ("", "mine.csv", "the file is empty", "Fetch it again or write it anew"),
     "heading only": ("image,question,answer\n", "mine.csv", "the table has no row", "write some"),
@@ -234,6 +250,14 @@ REGIONS = {
     "mask without level": (
         [dict(name="Liver", mask="ok.jpg")],
         "region 'Liver' has a mask but no level as value",
+    ),
+    "mask's name too long": (
+        [dict(name="Liver", mask="m" * 300, value=3)],
+        "the mask of region 'Liver', mmm",
+    ),
+    "half a character": (
+        [dict(name="Liver \ud83d", box=[1, 2, 3, 4])],
+        "the name of a region holds half a character",
     ),
     "no place": ([dict(name="Liver")], "region 'Liver' has neither box nor mask"),
     "no name": ([dict(box=[1, 2, 3, 4])], "a region has no name"),
@@ -490,3 +514,172 @@ def test_labels_of_any_kind_become_texts_or_none(root):
     first, second = load_dataset("table", jsonl(root, *rows))
     assert (first.organ, second.organ, second.modality) == (None, None, "3")
     assert first.linked_id == second.linked_id == "7" and first.answer_type == "CLOSED"
+
+
+# what a row holds -> what is said of it: JSON can write half of a character, files cannot
+HALVES = {
+    "question": ("the question holds half a character", "Write it whole"),
+    "answer": ("the answer holds half a character", "Write it whole"),
+    "qid": ("the qid holds half a character", "Write it whole"),
+    "organ": ("the organ holds half a character", "Write it whole"),
+    "image_id": ("the image_id holds half a character", "Write it whole"),
+    "split": (r"unknown split 'x\ud83d'", "Write train, validation or test"),
+    "planet": ("unknown column planet", "Rename or delete it"),
+}
+
+
+@pytest.mark.parametrize("field", HALVES)
+@pytest.mark.parametrize("row", [ROW, ROW | {"split": "test"}], ids=["hashed", "given"])
+def test_half_a_character(root, row, field):
+    problems = refused(root, "table", jsonl(root, row | {field: "x\ud83d"}))
+    says(problems, "mine.jsonl, row 1", *HALVES[field])
+
+
+def test_half_a_character_in_an_image_name(root):
+    problems = refused(root, "table", jsonl(root, ROW, ROW | {"image": "x\ud83d.jpg"}))
+    assert all("mine.jsonl, row 2" in p for p in problems)
+    assert r"x\ud83d.jpg is missing" in problems[-1]
+
+
+def test_each_message_can_be_printed():
+    message = str(InputError([Problem("a\ud83d", "b", "c")] * 2))
+    assert message.encode() and r"a\ud83d: b. c." in message
+
+
+@pytest.mark.parametrize(
+    "end, row",
+    [(b'{"answer": "ye', 2), (b'{"answer": "gef\xc3', 2), (b'\n\n{"answer"', 4)],
+)
+def test_rows_that_were_cut_off(tmp_path, end, row):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b'{"answer": "yes"}\n' + end)
+    with pytest.raises(InputError) as e:
+        read_jsonl(path)
+    says([str(p) for p in e.value.problems], f"predictions.jsonl, row {row}", "not whole", "Run")
+    path.write_bytes(b'{"answer": "yes"}\r\n\n{"answer": "gef\xc3\xa4\xe2\x80\xa8"}')
+    assert read_jsonl(path) == [{"answer": "yes"}, {"answer": "gef\xe4\u2028"}]
+
+
+@pytest.mark.parametrize("name", ["vqa_rad", "vqa_rad_hub", "slake", "ovqa", "table"])
+def test_a_path_that_is_too_long(root, name):
+    path = "x" * 300 + (".csv" if name == "table" else "")
+    (problem,) = refused(root, name, root / path)
+    assert path in problem
+
+
+def test_images_named_too_long(root):
+    for name, files, file, field in (
+        ("vqa_rad", made_data.rad_files(), "trainset.json", "image_name"),
+        ("slake", made_data.slake_files(), "train.json", "img_name"),
+    ):
+        rows = json.loads(files[file])
+        rows[0][field] = "i" * 300 + "/source.jpg"
+        made_data.write(files | {file: json.dumps(rows).encode()}, root / name)
+        problems = refused(root, name, root / name)
+        assert all("row 1" in p and "is missing" in p for p in problems)
+
+
+# ---------------------------------------------------------------- what may not be read or written
+
+
+@contextlib.contextmanager
+def as_stranger():
+    "As a user whom permissions bind; they bind everyone but root."
+    if os.getuid():
+        yield
+        return
+    if not hasattr(os, "setresuid"):
+        pytest.skip("root cannot become another user here")
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def open_root(monkeypatch):
+    "As `root`, where a stranger may look: pytest's own folders are shut."
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        made_data.write({f"{name}.jpg": made_data.picture() for name in ("ok", "shut")}, folder)
+        (folder / "shut.jpg").chmod(0)
+        monkeypatch.delenv("CMI_MTL_DATA", raising=False)
+        yield folder
+
+
+def test_a_picture_that_may_not_be_read(open_root):
+    text = "image,question,answer\nok.jpg,Is it?,yes\nshut.jpg,Is it?,yes\n"
+    path = table(open_root, text)
+    with as_stranger():
+        problems = refused_quietly("table", path)
+    says(problems, "mine.csv, row 3", "shut.jpg cannot be read", "Allow reading it")
+
+
+def test_a_mask_that_may_not_be_read(open_root):
+    region = dict(name="Liver", mask="shut.jpg", value=3)
+    path = jsonl(open_root, ROW, ROW | {"regions": [region]})
+    with as_stranger():
+        problems = refused_quietly("table", path)
+    says(problems, "mine.jsonl, row 2", "the mask of region 'Liver', shut.jpg, may not be read")
+
+
+def refused_quietly(*args):
+    with pytest.raises(InputError) as e:
+        load_dataset(*args)
+    return [str(p) for p in e.value.problems]
+
+
+def test_a_cache_that_is_a_file(root, monkeypatch):
+    for place in (root / "ok.jpg", root / "ok.jpg/below"):
+        monkeypatch.setenv("CMI_MTL_CACHE", str(place))
+        with pytest.raises(InputError, match="CMI_MTL_CACHE='.*ok.jpg is a file.* Set CMI_MTL_CA"):
+            cache_home()
+        with pytest.raises(OSError):  # of both kinds: a compiled scan is done without
+            cache_home()
+
+
+@pytest.fixture
+def shut_folders(open_root):
+    "Two folders that may be read, not written: one is empty, one is not."
+    folders = [open_root / name for name in ("empty", "full")]
+    made_data.write({"full/kept": b""}, open_root)
+    folders[0].mkdir()
+    for folder in folders:
+        folder.chmod(0o555)
+    yield open_root
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("place", ["empty", "empty/new", "full/new"])
+def test_a_cache_that_cannot_be_written(shut_folders, monkeypatch, place):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(shut_folders / place))
+    with as_stranger():
+        with pytest.raises(InputError, match="CMI_MTL_CACHE=.*nothing can be written in .*Set"):
+            cache_home()
+        assert data_home() == shut_folders / place / "data"  # who only reads is not held up
+
+
+def test_a_full_cache_that_may_only_be_read(shut_folders, monkeypatch):
+    monkeypatch.setenv("CMI_MTL_CACHE", str(shut_folders / "full"))
+    with as_stranger():
+        assert cache_home() == shut_folders / "full"
+        with pytest.raises(InputError, match="full/new: cannot be written.*Allow writing there"):
+            with atomic_path(cache_home() / "new"):
+                pass
+
+
+def test_no_home_folder_is_known(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    for name in ("CMI_MTL_CACHE", "CMI_MTL_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    for look in (cache_home, data_home):
+        with pytest.raises(InputError, match="CMI_MTL_CACHE: is not set, .* Set CMI_MTL_CACHE to"):
+            look()
+    monkeypatch.setenv("CMI_MTL_DATA", "/d")
+    assert data_home() == Path("/d")

@@ -17,13 +17,18 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import made_data
+import made_run
 import nbformat
 import pytest
 from made_run import assert_alike
 
+from cmi_mtl.build import build_model, check_options
+from cmi_mtl.config import COMPACT, PAPER, TINY
 from cmi_mtl.core import InputError, read_jsonl, value_of
+from cmi_mtl.datasets import load_dataset
+from cmi_mtl.departures import AUDIT
 from cmi_mtl.run import main, parameters_of, run_folder
-from cmi_mtl.settings import make_settings
+from cmi_mtl.settings import VARIANTS, make_settings, variant_options
 from cmi_mtl.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +218,8 @@ def test_bad_row_in_a_table(tmp_path):
         CMI_MTL_CACHE=str(tmp_path / "cache"),
     )
     assert code == 1
+    given = {"dataset": "table", "data_root": tmp_path / "mine.csv"}
+    notebook = f"{run_folder(TRAIN, given).as_posix()}/train.ipynb"
     end = said[said.rindex("error: ") :]
     for part in (
         str(TRAIN),
@@ -220,13 +227,11 @@ def test_bad_row_in_a_table(tmp_path):
         "mine.csv, row 6",
         "the answer is empty",
         "Write the answer or delete the row",
-        "runs/train/table-mine/cmi_mtl/seed0/train.ipynb",
+        notebook,
     ):
         assert part in end
-    assert set(files(tmp_path)) - set(before) == {"runs/train/table-mine/cmi_mtl/seed0/train.ipynb"}
-    cells = nbformat.read(
-        tmp_path / "runs/train/table-mine/cmi_mtl/seed0/train.ipynb", as_version=4
-    ).cells
+    assert set(files(tmp_path)) - set(before) == {notebook}
+    cells = nbformat.read(tmp_path / notebook, as_version=4).cells
     assert [
         o.ename
         for c in cells
@@ -243,11 +248,13 @@ def test_the_folder_is_given_by_out(tmp_path):
 
 
 def test_two_tables_have_two_folders():
-    one, other = (
-        run_folder(TRAIN, {"dataset": "table", "data_root": root})
-        for root in ("a/mine.csv", "b/my other.csv")
-    )
-    assert one.parts[2] == "table-mine" and other.parts[2] == "table-my_other"
+    names = [
+        run_folder(TRAIN, {"dataset": "table", "data_root": root}).parts[2]
+        for root in ("a/mine.csv", "b/mine.csv", "mine.jsonl", "b/my other.csv", "a/../a/mine.csv")
+    ]
+    assert len(set(names)) == 4 and names[0] == names[-1]
+    assert all(re.fullmatch("table-mine-[0-9a-f]{6}", n) for n in names[:3])
+    assert names[3].startswith("table-my_other-")
 
 
 @pytest.fixture
@@ -568,6 +575,14 @@ def test_interrupted(tmp_path):
 # what is given -> parts of the message
 SETTINGS = [
     (dict(preset="huge"), ("preset='huge'", "unknown preset", "tiny, compact, paper")),
+    (dict(preset=["tiny"]), ("preset=['tiny']", "a list, no name", "Give one name")),
+    (dict(preset=0), ("preset=0", "a int, no name")),
+    (dict(dataset=["slake"]), ("dataset=['slake']", "a list, no name", "such as slake")),
+    (dict(variant=["pooled"]), ("variant=['pooled']", "one of cmi_mtl")),
+    (dict(seed=99999999999999999999), ("seed=9999", "at least 0, below 2**63")),
+    (dict(batch_size=2**31), ("batch_size=2147", "below 2**31")),
+    (dict(epochs=2**63), ("epochs=9223", "below 2**63")),
+    (dict(learning_rate=10**400), ("learning_rate=1000", "a number above 0")),
     (dict(learning_rat=0.1), ("setting 'learning_rat'", "unknown", "learning_rate")),
     (dict(epochs=0), ("epochs=0", "a whole number of at least 1")),
     (dict(epochs=2.5), ("epochs=2.5", "whole number")),
@@ -614,9 +629,70 @@ SETTINGS = [
 )
 def test_bad_setting(given, parts):
     with pytest.raises(InputError) as e:
-        make_settings("table", **{"preset": "tiny", **given})
+        make_settings(**{"dataset": "table", "preset": "tiny", **given})
     for part in parts:
         assert part in str(e.value)
+
+
+# options of the model, as text and otherwise wrong -> parts of the message
+OPTIONS = [
+    *(
+        (dict([(name, text)]), (f"model option {name}={text!r}", "true or false"))
+        for name in "global_path fvta mend_negatives cifr ffae image_positions".split()
+        for text in ("false", "no", 0, None)
+    ),
+    (dict(cifr="false", global_path="no"), ("2 problems", "cifr='false'", "global_path='no'")),
+    (dict(alpha="0.2"), ("alpha='0.2'", "a number of at least 0")),
+    (dict(alpha=float("nan")), ("alpha=nan", "a number of at least 0")),
+    (dict(beta=True), ("beta=True", "a number of at least 0")),
+    (dict(dropout=False), ("dropout=False", "a share below 1")),
+    (dict(classifier_dropout="0.3"), ("classifier_dropout='0.3'", "or null")),
+    (dict(confidence_temperature=0), ("confidence_temperature=0", "a number above 0")),
+    (dict(num_queries="16"), ("num_queries='16'", "a whole number of at least 1")),
+    (dict(num_queries=2**64), ("num_queries=1844", "below 2**31")),
+    (dict(question_attention="4"), ("question_attention='4'", "of at least 0")),
+    (dict(image_mean="0.5"), ("image_mean='0.5'", "three numbers")),
+    (dict(image_std=[1, 1, 0]), ("image_std=[1, 1, 0]", "three numbers above 0")),
+    (dict(fusion=["san"]), ("fusion=['san']", "a name")),
+    (dict(query_start=True), ("query_start=True", "a name")),
+    (dict(generator="t5"), ("generator='t5'", "names with values")),
+    (dict(image_encoder=None), ("image_encoder=None", "names with values")),
+    (dict(fusion_options=[1]), ("fusion_options=[1]", "names with values, or null")),
+    (
+        dict(fusion_options={"bidirectional": "false"}),
+        ("fusion option bidirectional='false'", "true or false"),
+    ),
+    (dict(fusion_options={"d_state": "16"}), ("fusion option d_state='16'", "a number")),
+    (dict(fusion="ban", fusion_options={"glimpses": True}), ("glimpses=True", "a number")),
+]
+
+
+@pytest.mark.parametrize("given, parts", OPTIONS, ids=lambda x: str(x)[:50])
+def test_bad_model_option(given, parts):
+    with pytest.raises(InputError) as e:
+        check_options(given)
+    for part in parts:
+        assert part in str(e.value)
+
+
+def test_right_model_options_are_taken():
+    for variant in (*VARIANTS, *AUDIT):
+        check_options(variant_options(variant))
+    for preset in (PAPER, COMPACT, TINY):
+        check_options(preset)
+    check_options(dict(alpha=1, beta=0, dropout=0, classifier_dropout=None, question_attention=0))
+    check_options(dict(fusion_options=None, confidence_temperature=2))
+    check_options(dict(fusion="co_attention", fusion_options={"heads": 4}))
+    check_options(dict(fusion_options={"bidirectional": True, "expand": 1, "d_state": 4}))
+    check_options(dict(fusion="film", fusion_options={"of_my_own": "text"}))  # registered later
+    check_options(json.loads(json.dumps(dict(image_mean=[0, 0, 0], image_std=[1, 1, 1]))))
+
+
+def test_a_variant_of_ones_own_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "mine", {"cifr": "false"})
+    s = made_run.settings(tmp_path, variant="mine")
+    with pytest.raises(InputError, match="cifr='false'.* true or false"):
+        build_model(s, load_dataset("table", s.data_root))
 
 
 # what is given -> parts of the message of a training that must not begin
@@ -656,6 +732,10 @@ TRAININGS = {
     "unknown device": (
         dict(device="quantum"),
         ("device='quantum'", "Use 'cpu', 'cuda' or 'cuda:N'"),
+    ),
+    "device that is no name": (
+        dict(device=["cpu"]),
+        ("device=['cpu']", "Use 'cpu', 'cuda' or 'cuda:N'"),
     ),
     "device that is not there": (
         dict(device="cuda:77"),

@@ -144,6 +144,38 @@ def test_mixed_precision_agrees(fusion):
         assert (a[:, :4] - b[:, :4]).norm() < 0.05 * a[:, :4].norm()
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_question_without_words_spoils_no_batch(fusion):
+    options = dict(fusion=fusion, fusion_layers=1, fusion_options=SMALL.get(fusion, {}))
+    seed_everything(0)
+    net = M.CMIMTL(C.tiny_config(ANSWERS, WORDS, **options)).eval()
+    batch = C.example_batch(net.config, size=4)
+    others = net(**batch).logits[1:]
+    batch["attention_mask"][0] = 0
+    out = net(**batch)
+    torch.testing.assert_close(out.logits[1:], others, atol=1e-5, rtol=0)
+    out.loss.backward()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    assert out.logits.isfinite().all() and out.loss.isfinite()
+    assert all(g.isfinite().all() for g in gradients)
+
+
+ONE_WAY = [(fusion, SMALL.get(fusion, {})) for fusion in FUSIONS]
+BOTH_WAYS = [(fusion, {"bidirectional": True}) for fusion in sorted(MAMBA)]
+
+
+@pytest.mark.parametrize("lengths", [(9, 0), (0, 9), (0, 0)], ids=str)
+@pytest.mark.parametrize("fusion, options", ONE_WAY + BOTH_WAYS, ids=str)
+def test_a_fusion_stays_finite_without_words(fusion, options, lengths):
+    seed_everything(0)
+    net = CIFR(64, fusion, 2, **options)
+    v, q = (torch.randn(2, n, 64, requires_grad=True) for n in (12, 9))
+    sequences = net(v, q, torch.tensor(lengths))
+    sum(x.pow(2).sum() for x in sequences).backward()
+    assert all(x.isfinite().all() for x in (*sequences, v.grad, q.grad))
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
 # ---------------------------------------------------------------- from one cell to a row of the table
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/experiments/fusion.ipynb"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmi_mtl import tables
-from cmi_mtl.core import InputError
+from cmi_mtl import run, tables
+from cmi_mtl.core import InputError, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
@@ -96,9 +96,10 @@ def rebuilt(tmp_path_factory):
 
 def test_tables_are_rebuilt_byte_for_byte(rebuilt):
     made = {p.name for p in rebuilt.iterdir() if p.is_file()}
-    assert {
-        f"{p.stem}{kind}" for p in PAGES for kind in (".md", ".csv", ".tex", ".svg", ".png")
-    } <= made
+    wanted = {f"{p.stem}{kind}" for p in PAGES for kind in (".md", ".csv", ".tex")}
+    shown = [p.stem for p in PAGES if f"({p.stem}.svg)" in p.read_text(encoding="utf-8")]
+    assert wanted | {f"{name}{kind}" for name in shown for kind in (".svg", ".png")} <= made
+    assert {p.stem for p in FIGURES.glob("*_*.svg")} & {p.stem for p in PAGES} == set(shown)
     for name in sorted(made):
         if name.endswith(".png"):
             continue
@@ -113,3 +114,20 @@ def test_pictures_are_rebuilt(rebuilt):
             np.asarray(Image.open(p).convert("L"), dtype=float) for p in (path, FIGURES / path.name)
         )
         assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1, path.name
+
+
+def test_a_page_of_two_recipes_is_refused(tmp_path):
+    "Before it is written: what differs is then not the models' own."
+    for name in ("cmi_mtl", "pooled"):
+        path = FIGURES / f"records/train-phantom-{name}-seed0.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if name == "pooled":
+            record["settings"] |= {"epochs": 1, "batch_size": 2}
+        write_json(tmp_path / "records" / path.name, record)
+    notebook = ROOT / "nbs/experiments/comparison.ipynb"
+    given = {"dataset": "phantom", "records": str(tmp_path / "records")}
+    argv = [str(notebook), "--out", str(tmp_path / "page")]
+    assert run.main(argv + [x for k, v in given.items() for x in ("-p", k, v)]) == 1
+    page = (tmp_path / "page/comparison.ipynb").read_text(encoding="utf-8")
+    assert "trained in another way" in page and "settings.epochs" in page
+    assert not list((tmp_path / "page").glob("*.md"))

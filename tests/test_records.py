@@ -20,11 +20,12 @@ from transformers import AutoModel
 import cmi_mtl.train as T
 from cmi_mtl import batches, build, core, loop, scores, tables
 from cmi_mtl.config import PRESET_WEIGHTS, CMIMTLConfig
-from cmi_mtl.core import InputError, read_jsonl, sha256_file, write_json
+from cmi_mtl.core import InputError, read_jsonl, sha256_file, write_json, write_jsonl
 from cmi_mtl.encoders import tiny_text_config
 from cmi_mtl.metrics import accuracy
 from cmi_mtl.model import CMIMTL
-from cmi_mtl.records import digest, publish, read_records, text_scores
+from cmi_mtl.names import digest
+from cmi_mtl.records import publish, read_records, text_scores
 from cmi_mtl.scores import other_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -461,7 +462,107 @@ def test_a_run_without_schema_is_not_published(runs, tmp_path):
         publish(tmp_path / "run", tmp_path)
 
 
+def copy_of(run, folder, **changes):
+    "A run's record, with changes, beside its predictions."
+    write_json(folder / "record.json", {**read(run / "record.json"), **changes})
+    (folder / "predictions.jsonl").write_bytes((run / "predictions.jsonl").read_bytes())
+    return folder
+
+
+def test_predictions_of_another_run_are_not_joined(runs, tmp_path):
+    run = copy_of(runs["seed0"], tmp_path / "run")
+    rows = read_jsonl(run / "predictions.jsonl")
+    flipped = [{**rows[0], "correct": not rows[0]["correct"]}, *rows[1:]]
+    generated = {**rows[0], "generated_correct": not rows[0]["generated_correct"]}
+    for others in (flipped, [generated, *rows[1:]], rows[:-1]):
+        write_jsonl(run / "predictions.jsonl", others)
+        with pytest.raises(InputError, match="of two runs. Let the run end, or make it again"):
+            publish(run, tmp_path / "records")
+    text = (runs["seed0"] / "predictions.jsonl").read_text(encoding="utf-8")
+    (run / "predictions.jsonl").write_text(text[:-20], encoding="utf-8")
+    with pytest.raises(InputError, match="predictions.jsonl: it was cut off"):
+        publish(run, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_record_of_other_settings_is_not_overwritten(runs, tmp_path):
+    target = publish(runs["seed0"], tmp_path / "records")
+    before, record = target.read_bytes(), read(runs["seed0"] / "record.json")
+    settings = record["settings"]
+    settings = {**settings, "model_options": {**settings["model_options"], "num_queries": 9}}
+    other = copy_of(runs["seed0"], tmp_path / "other", settings=settings)
+    message = "other settings: settings.model_options.num_queries. Move it away first"
+    with pytest.raises(InputError, match=message):
+        publish(other, tmp_path / "records")
+    assert target.read_bytes() == before
+    publish(copy_of(runs["seed0"], tmp_path / "again", seconds=1), tmp_path / "records")
+    publish(other, tmp_path / "records", replace=True)
+    assert read(target)["settings"]["model_options"]["num_queries"] == 9
+    write_json(target, {**read(target), "schema": 1})  # one of an older schema goes
+    publish(runs["seed0"], tmp_path / "records")
+
+
+@pytest.mark.parametrize("text", ['{"schema": 2, "sett', "[1]", ""])
+def test_a_record_that_was_cut_off_is_named(records, tmp_path, text):
+    path = tmp_path / "records/train-table-cmi_mtl-seed1.json"
+    path.write_text(text, encoding="utf-8")
+    (tmp_path / "page.md").write_text(f"## Made of\n\n- {path.name}, commit 1\n", encoding="utf-8")
+    for look in (
+        lambda: read_records(tmp_path / "records"),
+        lambda: tables.trace(tmp_path / "page.md"),
+    ):
+        with pytest.raises(InputError, match="seed1.json: .*Fetch or publish it again"):
+            look()
+    path.unlink()
+    with pytest.raises(InputError, match="seed1.json: .*Fetch or publish it again"):
+        tables.trace(tmp_path / "page.md")
+
+
 # ---------------------------------------------------------------- in tables
+
+
+def test_a_copied_record_is_no_seed(records):
+    (name, one), _ = records.items()
+    with pytest.raises(InputError, match=f"copy.json: seed 0 again, as in {name}. Move one"):
+        tables.results_table({**records, "copy.json": one})
+
+
+def test_lengths_set_by_hand_are_compared(records):
+    at = records["train-table-cmi_mtl-seed1.json"]["settings"]
+    at["model_options"] = {**(at["model_options"] or {}), "max_answer_length": 40}
+    with pytest.raises(InputError, match="settings.model_options.max_answer_length is 40"):
+        tables.results_table(records)
+
+
+def test_corrected_answers_are_other_test_questions(records):
+    data = records["train-table-cmi_mtl-seed1.json"]["data"]
+    assert re.fullmatch("[0-9a-f]{64}", data["sha256_test"])
+    tables.results_table(records)
+    data["sha256_test"] = "0" * 64
+    with pytest.raises(InputError, match="other test questions than in"):
+        tables.results_table(records)
+
+
+@pytest.mark.parametrize("schema", ["2", "none", 2.5])
+def test_a_schema_of_any_type_is_refused(records, schema):
+    records["train-table-cmi_mtl-seed1.json"]["schema"] = schema
+    with pytest.raises(InputError, match="its schema is"):
+        tables.results_table(records)
+
+
+def test_two_recipes_have_no_line_of_the_summary(records):
+    one = records["train-table-cmi_mtl-seed0.json"]
+    other = {**one, "settings": {**one["settings"], "variant": "pooled", "epochs": 9}}
+    with pytest.raises(InputError, match="table, pooled: trained in another way.*settings.epochs"):
+        tables.summary_table({"a": one, "b": other})
+
+
+def test_the_first_kind_of_a_table_of_numbers_counts(records):
+    one = records["train-table-cmi_mtl-seed0.json"]
+    kinds = [i % 2 for i in range(len(one["per_question"]["qid"]))]
+    one["per_question"]["question_type"] = kinds
+    lines = tables.kinds_table([one], [one]).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| 0", "| 1"]
 
 
 def test_seeds_of_one_configuration_are_averaged(records):

@@ -15,8 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from cmi_mtl.blocks import SMOKE
 from cmi_mtl.core import InputError, write_json
-from cmi_mtl.plan import SMOKE
+from cmi_mtl.plan import copy_command, planned_tables
 from cmi_mtl.study import check, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,6 +169,7 @@ def test_clone_with_its_records_has_nothing_to_do_but_what_changed(studied, tmp_
 def refused(capsys, monkeypatch, top, blocks):
     "What the command says that stops, in this process, before the first run."
     write_json(top / "few.json", blocks)
+    (top / "nbs/experiments").mkdir(parents=True)
     monkeypatch.chdir(top)
     monkeypatch.setenv("CMI_MTL_DATA", str(top / "nowhere"))
     assert main(["phantom", "ovqa", "--study", "few.json"]) == 2
@@ -185,6 +187,56 @@ def test_wrong_settings_stop_before_the_first_run(tmp_path, capsys, monkeypatch)
     for part in ("3 problems found", "epochs=0", "variant='no_such'", "dataset='ovqa'"):
         assert part in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_outside_the_folder_of_the_makefile_nothing_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["phantom", "--tables"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "Run it in the folder of the Makefile" in said and "made" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def of_tables(tmp_path, monkeypatch):
+    "A folder with braces in its name, of a study's tables, in which a test works."
+    top = tmp_path / "a {x}"
+    shutil.copytree(ROOT / "nbs/experiments", top / "nbs/experiments")
+    write_json(top / "figures/records/train-phantom-pooled-seed0.json", {})
+    monkeypatch.chdir(top)
+    return top
+
+
+@pytest.mark.parametrize("more, code", [(["-n"], 0), (["-n", "--bogus"], 1)])
+def test_what_snakemake_says_counts(of_tables, more, code):
+    "Braces in a path are no wildcards; an option that it does not know is no success."
+    command = ["phantom", "--study", "selection", "--tables", *more]
+    assert main(command) == code, Path("runs/study/snakemake.log").read_text(encoding="utf-8")
+
+
+def test_a_record_that_goes_makes_its_tables_anew(of_tables):
+    def made():
+        return [t["made"] for t in planned_tables(["phantom"], "selection", Path("."))]
+
+    before = made()
+    assert made() == before
+    Path("figures/records/train-phantom-pooled-seed0.json").unlink()
+    assert made() != before
+
+
+def test_a_copy_that_fails_is_no_table(tmp_path):
+    folder, to = tmp_path / "from", tmp_path / "it's to"
+    made_data.write({"a_phantom.md": b"page", "a_phantom.svg": b"s", "b_slake.md": b"no"}, folder)
+
+    def copied():
+        line = copy_command(folder, "a_phantom.*", to)
+        return subprocess.run(["sh", "-c", line], stderr=subprocess.DEVNULL).returncode
+
+    assert copied() == 1
+    to.mkdir()
+    assert copied() == 0
+    assert sorted(p.name for p in to.iterdir()) == ["a_phantom.md", "a_phantom.svg"]
+    assert (to / "a_phantom.md").read_bytes() == b"page"
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1"])

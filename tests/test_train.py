@@ -464,7 +464,29 @@ def test_restart_hides_no_scoring(settings, tmp_path, monkeypatch):
         patch.setattr(T, "score_test", killed)
         with pytest.raises(KeyboardInterrupt):
             T.train(settings, tmp_path)
-    assert T.train(replace(settings, restart=True), tmp_path)["test_scorings"] == 2
+    begun_anew = replace(settings, restart=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(T, "fit", killed)  # its checkpoints are thrown away by then
+        with pytest.raises(KeyboardInterrupt):
+            T.train(begun_anew, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert T.train(settings, tmp_path)["test_scorings"] == 2
+    assert T.train(begun_anew, tmp_path)["test_scorings"] == 3
+
+
+def test_what_is_added_to_a_record_is_there_at_once(settings, tmp_path, monkeypatch):
+    "A run that is killed after its record was written is finished."
+
+    def killed(files):
+        if files.files():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            T.train(settings, tmp_path, also=lambda rows: {"rows": len(rows)})
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert record["rows"] == record["test"]["overall"]["questions"]
 
 
 @pytest.mark.parametrize("variant", ["audit_test_epoch", "audit_all"])
@@ -550,6 +572,26 @@ def test_a_second_run_in_a_folder_waits_its_turn(stopped, settings, alone):
     assert states(stopped) == before
     T.train(settings, stopped)
     assert_alike(outcome(stopped), alone)
+
+
+def test_a_second_run_touches_nothing_of_the_first(stopped, settings):
+    "A file that the first is about to give its name, and the folder that the second brought."
+    written = stopped / ".history.jsonl.1.part"
+    written.write_text("half", encoding="utf-8")
+    with T.alone_in(stopped), pytest.raises(InputError, match="another run is at work there"):
+        T.train(settings, stopped)
+    assert written.read_text(encoding="utf-8") == "half"
+    T.train(settings, stopped)
+    assert not written.exists(), "nobody is at work there: it is of a process that was killed"
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(settings, tmp_path):
+    wrong = replace(settings, model_options={"blocks": "three"})
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError):
+        T.train(wrong, tmp_path / "mine/new/run")
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert not list((tmp_path / "mine").iterdir()), "its folders are left"
 
 
 def damage(path):
