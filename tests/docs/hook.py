@@ -85,7 +85,8 @@ def linked(source, here):
         return m[1] if (here / m[2]).is_dir() else m[0]
 
     def to_page(m):  # figures/ lies beside nbs/, in the site below it
-        return m[1] + m[2].replace("../figures/", "figures/").replace(".ipynb", ".md")
+        below = m[2].replace("../figures/", "figures/").replace("../nbs/", "../")
+        return m[1] + below.replace(".ipynb", ".md")
 
     return LINK.sub(to_page, TEXT_LINK.sub(text_alone, source))
 
@@ -140,7 +141,10 @@ def on_config(config):
     for path in figures.iterdir():
         if path.suffix == ".ipynb":
             write_notebook(path, figures, pages / "figures")
-        elif path.suffix in (".md", ".png", ".svg"):
+        elif path.suffix == ".md":
+            text = linked(path.read_text(encoding="utf-8"), figures)
+            (pages / "figures" / path.name).write_text(text, encoding="utf-8")
+        elif path.suffix in (".png", ".svg"):
             shutil.copy(path, pages / "figures")
     mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static/mathjax/es5"
     here = Path(__file__).parent
