@@ -201,11 +201,11 @@ def markdown_table(cells: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 # %% ../nbs/43_tables.ipynb #4f53ea03
-def _explained(name: str) -> str:
-    "Where a page's columns and picture are explained."
+def _explained(name: str, what: str) -> str:
+    "Where a page's columns, and its picture, are explained."
     experiment = name.split("_")[0]
     page = f"[{experiment}](../nbs/experiments/{experiment}.ipynb)"
-    return f"In brackets: 95 % intervals. {page} explains the columns and the picture."
+    return f"In brackets: 95 % intervals. {page} explains {what}."
 
 # %% ../nbs/43_tables.ipynb #becd5474
 def save_results(
@@ -226,7 +226,8 @@ def save_results(
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = [] if figure is None else [f"![{name}]({name}.svg)"]
-    parts = [_explained(name), *picture]
+    what = "the columns and the picture" if picture else "the columns"
+    parts = [_explained(name, what), *picture]
     parts += [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
     if sources is not None:
