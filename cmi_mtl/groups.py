@@ -59,9 +59,17 @@ def _same_runs(runs: dict[str, dict]):
             raise refusal(name, what, "Move one of the two files away")
 
 # %% ../nbs/appendix/43a_groups.ipynb #f7d9ab50
-def comparable(runs: dict[str, list[dict]], dataset: str) -> None:
+def comparable(
+    runs: dict[str, list[dict]],
+    dataset: str,
+    may_differ: tuple[str, ...] = ("settings.variant",),
+    only: str = "settings.",
+) -> None:
     """Raises `InputError` unless the records of these variants were scored on the same questions,
-    and all that were trained were trained alike. A variant without records is passed over."""
+    and all that were trained were trained alike. A variant without records is passed over.
+
+    What counts as alike is all of `configuration` that begins with `only`, but for names that begin
+    with one of `may_differ`."""
     firsts = [side[0] for side in runs.values() if side]
     trained = [r for r in firsts if r["experiment"] != "baselines"]
     for r in firsts[1:]:
@@ -69,10 +77,11 @@ def comparable(runs: dict[str, list[dict]], dataset: str) -> None:
             what = f"other test questions than {firsts[0]['settings']['variant']}"
             raise refusal(_row_of(r, dataset), what, "Run all variants on the same data")
     for r in trained[1:]:
-        odd = set(differences(trained[0], r, "settings.")) - {"settings.variant"}
+        found = differences(trained[0], r, only)
+        odd = [k for k in found if not k.startswith(may_differ)]
         if odd:
             one = trained[0]["settings"]["variant"]
-            what = f"trained in another way than {one}: {', '.join(sorted(odd))}"
+            what = f"trained in another way than {one}: {', '.join(odd)}"
             raise refusal(_row_of(r, dataset), what, "Run all variants alike")
 
 

@@ -285,11 +285,12 @@ def paired_difference(
     return contrast([runs, others], [1, -1], key)
 
 # %% ../nbs/42_records.ipynb #b95b333a
-def of_kind(runs: list[dict], kind: str) -> list[dict]:
-    "Published records with the questions of one `question_type` alone; `test` stays that of all."
+def of_kind(runs: list[dict], kind: str, column: str = "question_type") -> list[dict]:
+    """Published records with the questions of one kind alone, by the value of this column, such as
+    "organ"; `test` stays that of all."""
     out = []
     for r in runs:
-        chosen = [t == kind for t in r["per_question"]["question_type"]]
+        chosen = [value == kind for value in r["per_question"][column]]
         columns = {
             k: [v for v, c in zip(column, chosen) if c] for k, column in r["per_question"].items()
         }
