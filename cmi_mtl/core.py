@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SET_CACHE', 'ROOTS', 'RECORD_SCHEMA', 'Problem', 'InputError', 'NotWritable', 'refusal', 'atomic_path', 'write_text',
-           'write_json', 'write_jsonl', 'read_jsonl', 'value_of', 'sha256_file', 'sha256_json', 'cache_home',
-           'data_home', 'find_weights', 'seed_everything', 'pick_device', 'device_name', 'package_versions',
-           'provenance', 'check_schema']
+           'write_json', 'write_jsonl', 'read_jsonl', 'held', 'check_room', 'value_of', 'sha256_file', 'sha256_json',
+           'cache_home', 'data_home', 'find_weights', 'seed_everything', 'pick_device', 'device_name',
+           'package_versions', 'provenance', 'check_schema']
 
 # %% ../nbs/01_core.ipynb #36a0beab
 import ast
@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 # %% ../nbs/01_core.ipynb #7065aae3
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ def refusal(where, what: str, remedy: str) -> InputError:
     return InputError(Problem(str(where), what, remedy))
 
 # %% ../nbs/01_core.ipynb #90041c66
+SET_CACHE = "Set CMI_MTL_CACHE to a folder that may be written"
+
+
+def _not_writable(path: Path, e: OSError) -> NotWritable:
+    mend = "Allow writing there, or name another folder (that of the cache: CMI_MTL_CACHE)"
+    return NotWritable(Problem(str(path), f"cannot be written ({e.strerror})", mend))
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path):
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete
@@ -76,8 +86,7 @@ def atomic_path(path: str | Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as e:
-        mend = "Allow writing there, or name another folder (that of the cache: CMI_MTL_CACHE)"
-        raise NotWritable(Problem(str(path), f"cannot be written ({e.strerror})", mend)) from e
+        raise _not_writable(path, e) from e
     os.close(fd)
     try:
         yield Path(tmp)
@@ -122,6 +131,33 @@ def read_jsonl(path: str | Path) -> list[dict]:
         raise InputError(problems)
     return rows
 
+# %% ../nbs/01_core.ipynb #12b8bc31
+@contextlib.contextmanager
+def held(target: str | Path):
+    """Hold `target`, a file or folder that is to be made, against other processes: they wait.
+
+    The lock is `<target>.lock`. The parent folder is made if it is missing. Raises `NotWritable`,
+    an `InputError`, where nothing can be made there."""
+    target = Path(target)
+    lock = FileLock(f"{target}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as e:
+        raise _not_writable(target, e) from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_room(folder: str | Path, needed: int):
+    "Raises `InputError` where `folder` has no room for so many bytes."
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = f"has room for {free / 1e6:.0f} MB, {needed / 1e6:.0f} MB are needed"
+        raise refusal(str(folder), what, f"Make room. Or: {SET_CACHE}")
+
 # %% ../nbs/01_core.ipynb #8096f6f4
 def value_of(text: str):
     "The value of a text from a command line: JSON, a Python dictionary or list, or the text."
@@ -144,9 +180,6 @@ def sha256_json(obj) -> str:
     return hashlib.sha256(json.dumps(obj, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 # %% ../nbs/01_core.ipynb #367a2572
-SET_CACHE = "Set CMI_MTL_CACHE to a folder that may be written"
-
-
 def _cache_place() -> Path:
     "As `cache_home` has it, whether or not there can be a folder."
     try:

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -22,7 +23,6 @@ from typing import Callable
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -35,7 +35,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .core import cache_home, find_weights, refusal, sha256_file, sha256_json, write_json
+from cmi_mtl.core import (
+    cache_home,
+    check_room,
+    find_weights,
+    held,
+    refusal,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 
 # %% ../nbs/20_encoders.ipynb #75e7f827
 def encoder_config(name: str) -> PretrainedConfig:
@@ -317,15 +326,19 @@ def encode_once(
 
     `settings`: how inputs are prepared (size, length, …); `digests`: one hash of contents per
     input; `batch(slice)` computes the tokens (b, N, d) of those inputs; `shape` = (N, d). The
-    cache lies under `cache_home()/tokens`."""
+    cache lies under `cache_home()/tokens`. Raises `InputError` where they are not there yet and
+    cannot be written, or have no room."""
     whose = {"encoder": fingerprint(model), "settings": settings, "inputs": digests}
     key = sha256_json({"version": VERSION, **whose, "shape": shape})
     folder = cache_home() / "tokens" / key[:32]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        tokens = _open_tokens(folder)
+    tokens = _open_tokens(folder)
+    if tokens is not None:  # no lock: a full cache may be one that can only be read
+        return tokens
+    with held(folder):
+        tokens = _open_tokens(folder)  # another process may have been quicker
         if tokens is None:
             shutil.rmtree(folder, ignore_errors=True)
+            check_room(folder.parent, 2 * len(digests) * math.prod(shape))
             _write_tokens(folder, settings, len(digests), batch, shape, batch_size, title)
             tokens = _open_tokens(folder)
         return tokens

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from .core import InputError, Problem, cache_home, read_jsonl, write_jsonl
+from .core import InputError, Problem, cache_home, held, read_jsonl, write_jsonl
 from .datasets import loader
 from .questions import Asked, ask, choose_balanced, picture_regions, samples_of
 from .samples import Region, VQASample
@@ -112,11 +111,10 @@ def make_phantom(
     per region) and questions.jsonl the samples, with paths relative to `folder`. The same arguments
     give the same bytes, whatever the number of `processes` (None: all cores, or one for a few
     pictures). A second process that wants the same folder waits for the first. Raises `InputError`
-    for arguments out of range and for a folder that is already there."""
+    for arguments out of range, for a folder that is already there, and where none can be made."""
     folder = Path(folder)
     _check_arguments(folder, n_images=(n_images, 10), seed=(seed, 0), size=(size, 48))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with held(folder):
         if folder.exists():  # drawn by the process that held the lock before
             return
         staging = f".{folder.name}.part-"

@@ -254,14 +254,19 @@ def baselines_row(dataset: str, given: dict, top: Path) -> dict:
         "publish": f"{publish_command(top, folder)}/*/",
     }
 
-
+# %% ../nbs/45_plan.ipynb #87a262c3
 def baselines_there(row: dict) -> bool:
-    "Whether all six have a published record of today's schema, of data read with these options."
+    """Whether all six have a published record of today's schema, of data read with these options,
+    and of the table of your own as it is now."""
     given = json.loads(json.dumps(row["given"]))
     wanted = without_names({"settings": given}, [])[0]["settings"]["data_options"]
+    table = table_checksum(given["data_root"])
     found = [record_at(p) or {} for p in row["records"]]
     return all(
-        r.get("schema") == RECORD_SCHEMA and r["settings"]["data_options"] == wanted for r in found
+        r.get("schema") == RECORD_SCHEMA
+        and r["settings"]["data_options"] == wanted
+        and table in (None, r.get("data", {}).get("sha256_table"))
+        for r in found
     )
 
 

@@ -131,10 +131,12 @@ def _apart(right: list[bool], accuracy: float | None) -> bool:
     return bool(right) and abs(100 * np.mean(right) - accuracy) > 1e-3
 
 
-def _publish_trial(run: Path, record: dict, records: str | Path) -> Path:
+def _publish_trial(run: Path, record: dict, records: str | Path, replace: bool) -> Path:
     record, _ = without_names(record, [])
     s = record["settings"]
     target = Path(records) / "trials" / f"{s['dataset']}-{s['variant']}-{run.resolve().name}.json"
+    if not replace:
+        _may_overwrite(target, record)
     write_text(target, record_text(record))
     return target
 
@@ -168,7 +170,7 @@ def publish(
     record = read_record(_of_run(run, "record.json"), "Make the run again")
     check_schema(record, str(run / "record.json"))
     if record["experiment"] == "trial":
-        return _publish_trial(run, record, records)
+        return _publish_trial(run, record, records, replace)
     rows = _scored_rows(run, record)
     if "test_generated" in record:
         rows = [{**r, **text_scores(normalise_answer(r["generated"]), r["answer"])} for r in rows]
