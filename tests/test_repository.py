@@ -27,6 +27,7 @@ import readme
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from cmi_mtl.core import data_home
@@ -371,6 +372,19 @@ def pins():
     out = {bare(name): version for name, version in pairs}
     assert len(out) == len(lines), "a package is pinned twice"
     return out
+
+
+def test_pins_serve_every_python_3_11():
+    "Debian 12 has 3.11.2: a pin that asks for a later patch of Python cannot be installed there."
+    too_new = {}
+    for name in pins():
+        try:
+            asks = importlib.metadata.metadata(name)["Requires-Python"]
+        except importlib.metadata.PackageNotFoundError:
+            continue  # another system's
+        if asks and "3.11.0" not in SpecifierSet(asks):
+            too_new[name] = asks
+    assert not too_new, f"pin an earlier version in .ci/constraints.txt: {too_new}"
 
 
 def test_everything_installed_by_make_is_pinned():
