@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'accuracy', 'score', 'format_score', 'mean_interval', 'sign_flip_test', 'holm', 'mcnemar', 'fit_temperature',
            'calibration', 'reliability', 'accuracy_by_coverage', 'aurc_interval', 'visual_reliance', 'consistency',
-           'band_names', 'by_distance', 'accuracy_by_band']
+           'band_names', 'by_distance']
 
 # %% ../nbs/27_metrics.ipynb #6476e287
 import itertools
@@ -306,14 +306,3 @@ def by_distance(nearest, edges=(0.5, 0.7, 0.9)) -> list[str]:
     values = np.asarray(nearest, dtype=float)  # None becomes nan
     band = 1 + np.searchsorted(edges, values, side="right")
     return np.array(band_names(edges))[np.where(np.isnan(values), 0, band)].tolist()
-
-
-def accuracy_by_band(correct, bands, clusters, names: list[str]) -> dict:
-    """Accuracy within each band of questions, as from `mean_interval`, by `names` in their order.
-
-    `correct` (n,) or (seeds, n), `bands` (n,) one of the names for each question."""
-    (correct,) = _rows({"correct": correct}, bands=bands, clusters=clusters)
-    if not set(bands) <= set(names):
-        raise refusal("bands", "one is not in names", "Name every band")
-    clusters, parts = np.asarray(clusters), {name: np.equal(bands, name) for name in names}
-    return {name: mean_interval(correct[:, part], clusters[part]) for name, part in parts.items()}

@@ -20,14 +20,12 @@ def run():
     sure = rng.beta(4, 1, (3, 200)).round(2)  # rounded: many are equal
     correct = (rng.random((3, 200)) < sure - 0.1).astype(int)
     linked = [f"group {i // 5}" if i % 5 < 2 else None for i in range(200)]
-    nearest = [None if i % 10 == 0 else rng.random() for i in range(200)]
     return {
         "pictures": pictures,
         "confidence": sure,
         "correct": correct,
         "linked": linked,
         "changed": rng.integers(2, size=(3, 200)),
-        "bands": metrics.by_distance(nearest),
     }
 
 
@@ -40,9 +38,6 @@ MEASURES = {
     "area": lambda r: metrics.aurc_interval(r["confidence"], r["correct"], r["pictures"], draws=50),
     "reliance": lambda r: metrics.visual_reliance(r["correct"], r["changed"], r["pictures"]),
     "consistency": lambda r: metrics.consistency(r["correct"], r["linked"], r["pictures"]),
-    "bands": lambda r: metrics.accuracy_by_band(
-        r["correct"], r["bands"], r["pictures"], metrics.band_names()
-    ),
 }
 each_measure = pytest.mark.parametrize("name", MEASURES)
 
@@ -170,7 +165,6 @@ HOLE = [1, math.nan] + [1] * 198
         ("reliance", {"changed": [HOLE] * 3}, "changed: a value is missing"),
         ("reliance", {"changed": np.full((3, 200), 100)}, "changed: a value is neither 0 nor 1"),
         ("consistency", {"linked": [None]}, "linked: shape"),
-        ("bands", {"bands": ["near"] * 200}, "bands: one is not in names"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(run, name, bad, said):
