@@ -14,7 +14,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from .cifr import CIFR
-from .config import CMIMTLConfig, CMIMTLProcessor
+from .config import CMIMTLConfig, CMIMTLProcessor, damage_is_said
 from .core import refusal
 from .departures import AUDIT, DEPARTURES
 from .ffae import AnswerClassifier, AnswerGenerator
@@ -98,11 +98,12 @@ def load_audited(folder: str | Path) -> CMIMTL:
     """A saved model of the audit, its departures switched on again.
 
     `CMIMTL.from_pretrained` refuses it: it builds the parts that the paper describes. Raises
-    `InputError` where the folder holds no model."""
+    `InputError` where the folder holds no model, or a damaged one."""
     if not (Path(folder) / "config.json").is_file():
         raise refusal(str(folder), "no saved model", "Give a finished run's model/")
-    config = CMIMTLConfig.from_pretrained(folder)
-    model = depart(CMIMTL(config), getattr(config, "audit", None))
-    load_model(model, Path(folder) / "model.safetensors")
+    with damage_is_said(folder):
+        config = CMIMTLConfig.from_pretrained(folder)
+        model = depart(CMIMTL(config), getattr(config, "audit", None))
+        load_model(model, Path(folder) / "model.safetensors")
     model.processor = CMIMTLProcessor.from_pretrained(folder)
     return model.eval()

@@ -30,7 +30,8 @@ def step_projection(rank: int, inner: int) -> nn.Linear:
     layer = nn.Linear(rank, inner)
     with torch.no_grad():
         layer.bias.copy_(first_steps(inner))
-    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)  # keeps the variance of s
+    # a third of the variance of s, whatever the rank
+    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
     return layer
 
 # %% ../nbs/23_cifr.ipynb #e73b3597
@@ -95,7 +96,7 @@ def resample_matrix(source: Tensor, target: Tensor, width: int, height: int) -> 
 
 # %% ../nbs/23_cifr.ipynb #3db05814
 def small_projection(inner: int, d: int) -> nn.Linear:
-    "The last projection of a residual block, at a tenth of the usual size."
+    "The last projection of a residual block, at a tenth of the usual size (ours)."
     out = nn.Linear(inner, d, bias=False)
     with torch.no_grad():
         out.weight.mul_(0.1)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESET_WEIGHTS', 'CLIP_B16', 'ROBERTA_BASE', 'T5_BASE', 'PAPER', 'COMPACT', 'TINY', 'CMIMTLConfig', 'paper_config',
-           'one_layer_t5', 'narrow_mamba', 'compact_config', 'tiny_config', 'SavedProcessor', 'CMIMTLProcessor',
-           'example_batch']
+           'one_layer_t5', 'narrow_mamba', 'compact_config', 'tiny_config', 'damage_is_said', 'SavedProcessor',
+           'CMIMTLProcessor', 'example_batch']
 
 # %% ../nbs/appendix/25a_config.ipynb #0953b9fc
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from .core import refusal, write_json
+from .core import InputError, refusal, write_json
 from .encoders import encoder_config, tiny_image_config, tiny_text_config
 from .ffae import end_token_id
 from .images import IMAGENET, image_to_pixels
@@ -127,7 +128,7 @@ def narrow_mamba(overrides: dict) -> dict:
 
 
 def compact_config(answers, tokenizer, **overrides) -> CMIMTLConfig:
-    "Real data on a laptop: frozen DINOv2-small and MiniLM, about 5 M trained parameters."
+    "Real data on a laptop: frozen DINOv2-small and MiniLM, about 6 M trained parameters."
     image, text = (encoder_config(PRESET_WEIGHTS["compact"][k]) for k in ("image", "text"))
     encoders = dict(image_encoder=image.to_dict(), text_encoder=text.to_dict())
     options = COMPACT | dict(answers=answers, generator=one_layer_t5(256, tokenizer))
@@ -146,6 +147,20 @@ def tiny_config(answers, tokenizer, generator_tokenizer=None, **overrides) -> CM
     options["fusion_options"] = narrow_mamba(overrides)
     return CMIMTLConfig(**encoders | options | overrides)
 
+# %% ../nbs/appendix/25a_config.ipynb #883d90e0
+@contextlib.contextmanager
+def damage_is_said(where: str | Path):
+    """Within it, whatever stops the reading of a saved model becomes an `InputError` that names
+    `where`. An `InputError` passes, and so does a lack of memory."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # on damaged files, readers raise whatever they stumble over
+        said = [type(e).__name__, *str(e).splitlines()[:1]]
+        what = f"the saved model is damaged ({': '.join(said)})"
+        raise refusal(str(where), what, "Copy it anew, or train it anew") from e
+
 # %% ../nbs/appendix/25a_config.ipynb #7166fccc
 @dataclass(eq=False)
 class SavedProcessor:
@@ -159,6 +174,7 @@ class SavedProcessor:
     max_question_length: int = 32
 
     FILE = "cmi_mtl_processor.json"
+    SIZES = ("image_size", "image_mean", "image_std", "max_question_length")
 
     def __post_init__(self):
         self.generator_tokenizer = self.generator_tokenizer or self.tokenizer
@@ -170,17 +186,21 @@ class SavedProcessor:
         own = self.generator_tokenizer is not self.tokenizer
         if own:
             self.generator_tokenizer.save_pretrained(folder / "generator_tokenizer")
-        settings = {k: v for k, v in vars(self).items() if "tokenizer" not in k}
-        write_json(folder / self.FILE, {**settings, "own_generator_tokenizer": own})
+        sizes = {name: getattr(self, name) for name in self.SIZES}
+        write_json(folder / self.FILE, {**sizes, "own_generator_tokenizer": own})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path):
-        "The processor in a folder. Raises `FileNotFoundError` where the folder holds none."
-        settings = json.loads((Path(folder) / cls.FILE).read_text(encoding="utf-8"))
-        tokenizer, writer = AutoTokenizer.from_pretrained(folder), None
-        if settings.pop("own_generator_tokenizer"):
-            writer = AutoTokenizer.from_pretrained(Path(folder) / "generator_tokenizer")
-        return cls(tokenizer, writer, **settings)
+        "The processor in a folder. Raises `InputError` where there is none, or a damaged one."
+        file, tokenizers = Path(folder) / cls.FILE, []
+        with damage_is_said(file):
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            writer = ["generator_tokenizer"] if settings["own_generator_tokenizer"] else []
+            sizes = {name: settings[name] for name in cls.SIZES}
+        for place in (Path(folder, part) for part in (".", *writer)):
+            with damage_is_said(place / "tokenizer.json"):
+                tokenizers.append(AutoTokenizer.from_pretrained(place, local_files_only=True))
+        return cls(*tokenizers, **sizes)
 
 # %% ../nbs/appendix/25a_config.ipynb #90014a51
 class CMIMTLProcessor(SavedProcessor):

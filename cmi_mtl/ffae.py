@@ -20,7 +20,8 @@ from .lengths import length_mask, masked_mean
 
 # %% ../nbs/24_ffae.ipynb #402cbca7
 class AnswerClassifier(nn.Module):
-    """Pooled sequences to answers (paper, classifier; masked mean instead of the first token).
+    """Pooled sequences to answers (paper, classifier). Ours: a masked mean behind a LayerNorm
+    instead of the first token, and the global path beside it.
 
     `global_width`: width of the global path's vector, 0 for none; `fine`: whether the fused
     sequences are read at all. `forward(v (B, N, d), q (B, L, d), lengths (B,), g (B, global_width)
@@ -188,7 +189,11 @@ def build_answer_tokenizer(answers: list[str], vocabulary: int = 4096) -> PreTra
     """Byte-level BPE learned from the answers, of at most `vocabulary` tokens. Every text comes
     back from it exactly.
 
-    Special tokens are [PAD] and [END]; written in an answer, their names are text as any other."""
+    Special tokens are [PAD] and [END]; written in an answer, their names are text as any other.
+    Raises `InputError` where these two and the 256 bytes do not fit into `vocabulary`."""
+    if vocabulary < 258:
+        what = "the 256 bytes and two special tokens do not fit"
+        raise refusal(f"vocabulary={vocabulary}", what, "Give 258 or more")
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = decoders.ByteLevel()

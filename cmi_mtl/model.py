@@ -14,15 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Blip2QFormerConfig, PreTrainedModel, T5Config
 from transformers.utils import ModelOutput
 
 from . import encoders
 from .cifr import CIFR
-from .config import CMIMTLConfig, CMIMTLProcessor
-from .core import InputError, refusal
+from .config import CMIMTLConfig, CMIMTLProcessor, damage_is_said
+from .core import refusal
 from cmi_mtl.ffae import (
     AnswerClassifier,
     AnswerGenerator,
@@ -35,11 +34,17 @@ from .fvta import FVTA
 
 # %% ../nbs/25_model.ipynb #eded80cf
 def check_saved(folder: str | Path):
-    "Raises `InputError` where the folder holds no saved model, or one of the audit."
+    "Raises `InputError` where the folder holds no saved `CMIMTL`, a damaged one, or the audit's."
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise refusal(str(folder), "no saved model", "Give the folder that holds its config.json")
-    if audit := json.loads(path.read_text(encoding="utf-8")).get("audit"):
+    with damage_is_said(path):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        kind, audit = saved.get("model_type"), saved.get("audit")
+    if kind != CMIMTLConfig.model_type:
+        what = f"no saved model of ours, its model_type is {kind!r}"
+        raise refusal(str(path), what, "Give a finished run's model/")
+    if audit:
         what = f"a model of the audit ({audit}), its parts are not the paper's"
         raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
 
@@ -65,16 +70,11 @@ class CMIMTLPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, folder, **kwargs):
         """As in transformers, with the processor. Raises `InputError` as `check_saved` does, and
         for a model that is damaged or lacks a weight."""
-        try:
-            check_saved(folder)
+        check_saved(folder)
+        with damage_is_said(folder):
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-            if Path(folder, CMIMTLProcessor.FILE).exists():
-                model.processor = CMIMTLProcessor.from_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as e:
-            if isinstance(e, InputError):
-                raise
-            what = f"the saved model is damaged ({str(e).splitlines()[0]})"
-            raise refusal(str(folder), what, "Copy it anew, or train it anew") from e
+        if Path(folder, CMIMTLProcessor.FILE).exists():
+            model.processor = CMIMTLProcessor.from_pretrained(folder)
         if info["missing_keys"]:
             what = f"it lacks weights: {', '.join(sorted(info['missing_keys'])[:3])} …"
             raise refusal(str(folder), what, "Use the version that saved it, or retrain")
@@ -132,7 +132,7 @@ class CMIMTLModules(CMIMTLPreTrainedModel):
         if c.global_path:
             self.global_path = GlobalPath(d, self.lead, c.question_attention)
             width = self.global_path.width
-        # Without modules the fused sequences are what the global path pools already.
+        # Without FVTA and CIFR the sequences are what the global path pools already.
         fine, answers = c.fvta or c.cifr or not c.global_path, max(len(c.answers), 1)
         self.classifier = AnswerClassifier(d, answers, c.classifier_dropout, width, fine)
         if c.ffae:

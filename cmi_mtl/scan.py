@@ -149,33 +149,56 @@ def _path_for(u, A, path):
     raise refusal("path='cuda'", why, "Use path=None or path='chunked'")
 
 # %% ../nbs/21_scan.ipynb #b0599832
-def _check_sizes(where, u, sizes, **tensors):
-    "Raises `InputError` that names every tensor whose size, type or device does not go with `u`."
+def _found(x):
+    "What was given, in words."
+    if not torch.is_tensor(x):
+        return "None" if x is None else f"a {type(x).__name__}, no tensor"
+    return f"{tuple(x.shape)} of {x.dtype} on {x.device}"
+
+
+def _is_tensor(x, kind):
+    "Whether `x` is a tensor of this kind of numbers: floating point or integers."
+    if not torch.is_tensor(x) or kind == "floating point":
+        return torch.is_tensor(x) and x.is_floating_point()
+    return x.dtype != torch.bool and not (x.is_floating_point() or x.is_complex())
+
+
+def _check_axes(where, **named):
+    "Raises `InputError` naming each name=(x, axes) whose x is no such floating-point tensor."
+    problems = []
+    for name, (x, axes) in named.items():
+        if _is_tensor(x, "floating point") and x.dim() == len(axes.split(", ")):
+            continue
+        way_out = f"Give a floating-point tensor of ({axes})"
+        problems.append(Problem(f"{where}, {name}", _found(x), way_out))
+    if problems:
+        raise InputError(problems)
+
+# %% ../nbs/21_scan.ipynb #3c4e93d9
+def _check_sizes(where, u, sizes, optional=(), **tensors):
+    """Raises `InputError` that names every tensor whose size, type or device does not go with `u`.
+
+    `optional`: names that may be None."""
     problems = []
     for name, x in tensors.items():
-        if x is None:
+        if x is None and name in optional:
             continue
         kind = "integers" if name == "lengths" else "floating point"
-        right_kind = x.is_floating_point() == (kind != "integers")
-        if tuple(x.shape) == sizes[name] and x.device == u.device and right_kind:
+        if _is_tensor(x, kind) and tuple(x.shape) == sizes[name] and x.device == u.device:
             continue
-        found = f"{tuple(x.shape)} of {x.dtype} on {x.device}"
         wanted = f"{sizes[name]}, {kind}, on {u.device}"
         given = f"With u {tuple(u.shape)} and A {sizes['A']}"
-        problems.append(Problem(f"{where}, {name}", found, f"{given} it must be {wanted}"))
+        problems.append(Problem(f"{where}, {name}", _found(x), f"{given} it must be {wanted}"))
     if problems:
         raise InputError(problems)
 
 
 def _check(u, A, **others):
-    if u.dim() != 3 or A.dim() != 2 or not u.is_floating_point():
-        found = f"u {tuple(u.shape)} of {u.dtype}, A {tuple(A.shape)}"
-        way_out = "Give a floating-point u of (batch, d, L) and A of (d, n)"
-        raise refusal("selective_scan", found, way_out)
+    _check_axes("selective_scan", u=(u, "batch, d, L"), A=(A, "d, n"))
     (batch, d, L), n = u.shape, A.shape[1]
     sizes = dict.fromkeys(("delta", "z"), (batch, d, L)) | dict.fromkeys("BC", (batch, n, L))
     sizes |= dict(A=(d, n), D=(d,), delta_bias=(d,), lengths=(batch,))
-    _check_sizes("selective_scan", u, sizes, A=A, **others)
+    _check_sizes("selective_scan", u, sizes, ("D", "z", "delta_bias", "lengths"), A=A, **others)
 
 # %% ../nbs/21_scan.ipynb #d15786f2
 @torch.compiler.disable  # it cannot look into the library: it stops here, and goes on after
@@ -215,13 +238,15 @@ def selective_scan(
         return scan(*real, delta_softplus).to(u.dtype)
 
 # %% ../nbs/21_scan.ipynb #4f9cb5b8
-def _check_conv(where, x, d, weight, bias):
-    "Raises `InputError` where the weights are not (d, width) and (d,), on the device of x."
-    parameters = [weight] if bias is None else [weight, bias]
-    sizes = [(d, weight.shape[-1]), (d,)]
-    right = all(tuple(p.shape) == size for p, size in zip(parameters, sizes))
+def _check_conv(where, x, axes, weight, bias):
+    """Raises `InputError` where x has not these axes, the second of them d, and where the weights
+    are not (d, width) and (d,), on its device."""
+    _check_axes(where, x=(x, axes), weight=(weight, "d, width"))
+    d, parameters = x.shape[1], [weight] if bias is None else [weight, bias]
+    sizes = [(d, weight.shape[1]), (d,)]
+    right = all(torch.is_tensor(p) and p.shape == size for p, size in zip(parameters, sizes))
     if not right or any(p.device != x.device for p in parameters):
-        found = f"weight and bias {[tuple(p.shape) for p in parameters]} on {weight.device}"
+        found = f"weight and bias {', '.join(map(_found, parameters))}"
         way_out = f"With x {tuple(x.shape)} on {x.device} they must be ({d}, width) and ({d},)"
         raise refusal(where, found, way_out)
 
@@ -236,7 +261,7 @@ def causal_conv1d(x, weight, bias=None, activation=None):
     if activation not in (None, "silu"):
         what = f"activation={activation!r}"
         raise refusal(what, "no such activation", "Use None or 'silu'")
-    _check_conv("causal_conv1d", x, x.shape[1], weight, bias)
+    _check_conv("causal_conv1d", x, "batch, d, L", weight, bias)
     if scan_path(x) == "compiled":
         return compiled_conv(x, weight, bias, activation)
     if _place(x) == "cuda" and x.dtype != torch.float64 and weight.shape[1] in (2, 3, 4):
@@ -249,7 +274,10 @@ def causal_conv1d(x, weight, bias=None, activation=None):
 
 # %% ../nbs/21_scan.ipynb #0f3bf96a
 def _check_lengths(where, x, lengths):
-    "The library would read and write past the end, unasked."
+    "Raises `InputError` unless `lengths` are integers (count,) that sum to the rows of x."
+    if not _is_tensor(lengths, "integers") or lengths.dim() != 1 or lengths.device != x.device:
+        way_out = f"Give one integer a sequence: a tensor (count,) on {x.device}"
+        raise refusal(f"{where}, lengths", _found(lengths), way_out)
     if bool((lengths.sum() != len(x)) | (lengths < 0).any()):
         found = f"{lengths.tolist()}, {int(lengths.sum())} in all"
         way_out = f"There are {len(x)} rows: give the length of each sequence, 0 or more"
@@ -260,8 +288,8 @@ def conv_rows(x, weight, bias, lengths):
     """`causal_conv1d` with SiLU of sequences of `lengths` (count,), one below the other.
 
     x: (T, d). weight: (d, width). bias: (d,) or None. Returns (T, d). Raises `InputError`."""
+    _check_conv("conv_rows", x, "T, d", weight, bias)
     _check_lengths("conv_rows", x, lengths)
-    _check_conv("conv_rows", x, x.shape[1], weight, bias)
     if scan_path(x) == "compiled":
         return compiled_conv_rows(x, weight, bias, lengths)
     y = causal_conv1d(spread_rows(x, lengths).transpose(1, 2), weight, bias, "silu")
@@ -273,7 +301,8 @@ def scan_rows(u, delta, A, B, C, D, delta_bias, lengths):
 
     u, delta: (T, d). B, C: (T, n). A: (d, n). D, delta_bias: (d,). Returns (T, d) of u's type.
     Raises `InputError`."""
-    (T, d), n = u.shape, A.shape[-1]
+    _check_axes("scan_rows", u=(u, "T, d"), A=(A, "d, n"))
+    (T, d), n = u.shape, A.shape[1]
     sizes = dict(delta=(T, d), A=(d, n), B=(T, n), C=(T, n), D=(d,), delta_bias=(d,))
     _check_sizes("scan_rows", u, sizes, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     _check_lengths("scan_rows", u, lengths)

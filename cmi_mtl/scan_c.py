@@ -43,8 +43,8 @@ static const real INVERSE_FACTORIAL[] = {1, 1, 1./2, 1./6, 1./24, 1./120, 1./720
                                          1./362880, 1./3628800, 1./39916800, 1./479001600,
                                          1./6227020800};
 
-/* exp(x) = 2^k exp(r). Below EXP_LOW it stays at the smallest normal number, above EXP_HIGH it is
-   infinite. */
+/* exp(x) = 2^k exp(r). Below EXP_LOW it stays at exp(EXP_LOW), a little above the smallest normal
+   number. It is infinite where k is BIAS + 1: from 88.4 (float), 709.4 (double), a little early. */
 INLINE real exponential(real x) {
     x = x < EXP_LOW ? EXP_LOW : x;
     x = x > EXP_HIGH ? EXP_HIGH : x;

@@ -110,10 +110,10 @@ def _small_model(options: dict):
     check_options(options)
     try:
         CMIMTL(tiny_config(["yes", "no"], build_tokenizer(["is it there"]), **options))
-    except (TypeError, ValueError, RuntimeError) as e:
-        if isinstance(e, InputError):
-            raise
-        what = f"no model can be built of them ({e})"
+    except InputError:
+        raise
+    except Exception as e:  # each library fails in its own way at what it cannot build
+        what = f"no model can be built of them ({type(e).__name__}: {e})"
         raise refusal(f"model_options={options}", what, "Correct the option that it names") from e
 
 # %% ../nbs/46_study.ipynb #bb5bbdd3

@@ -201,11 +201,21 @@ def markdown_table(cells: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 # %% ../nbs/43_tables.ipynb #4f53ea03
-def _explained(name: str, what: str) -> str:
-    "Where a page's columns, and its picture, are explained."
+def _explained(name: str, what: str, brackets: str) -> str:
+    "What stands in brackets on a page, and where its columns, and its picture, are explained."
     experiment = name.split("_")[0]
     page = f"[{experiment}](../nbs/experiments/{experiment}.ipynb)"
-    return f"In brackets: 95 % intervals. {page} explains {what}."
+    return f"In brackets: {brackets}. {page} explains {what}."
+
+
+def _sources_said(sources: dict[str, dict]) -> list[str]:
+    "What a page is made of, a line for each record; + where its tree differed from the commit."
+    lines, changed = [], {n for n, r in sources.items() if r.get("tree_changed")}
+    for name, r in sorted(sources.items()):
+        commit = str(r["commit"])[:7] + ("+" if name in changed else "")
+        lines.append(f"- {name}, commit {commit}, {r['device']}")
+    note = ["+: beside what the commit holds, other files were there, or changed ones."]
+    return ["\n".join(["## Made of", "", *(lines or ["- no record"])]), *(note if changed else [])]
 
 # %% ../nbs/43_tables.ipynb #becd5474
 def save_results(
@@ -216,24 +226,23 @@ def save_results(
     sentences: list[str],
     figure: plt.Figure | None,
     sources: dict[str, dict] | None = None,
+    brackets: str = "95 % intervals",
 ) -> list[str]:
     """Write `<name>.csv` (the numbers), `.md` (sentences, picture and tables), `.tex` (the tables),
     `.svg` and `.png` (the picture, if there is a `figure`) to `folder`. Returns the files' names.
 
     The page names the notebook of nbs/experiments that explains it, that of the name before "_".
     `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of,
-    None for what was measured on the spot."""
+    None for what was measured on the spot; `brackets`: what the page's brackets hold."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = [] if figure is None else [f"![{name}]({name}.svg)"]
     what = "the columns and the picture" if picture else "the columns"
-    parts = [_explained(name, what), *picture]
+    parts = [_explained(name, what, brackets), *picture]
     parts += [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.4f"))
     if sources is not None:
-        rows = sorted(sources.items())
-        named = [f"- {n}, commit {str(r['commit'])[:7]}, {r['device']}" for n, r in rows]
-        parts.append("\n".join(["## Made of", "", *(named or ["- no record"])]))
+        parts += _sources_said(sources)
     write_text(stem.with_suffix(".md"), "\n\n".join(["\n".join(sentences), *parts]) + "\n")
     latex = (
         f"% {title}\n{cells.to_latex(index=False, escape=True)}" for title, cells in tables.items()

@@ -280,10 +280,10 @@ def train(
     """Train, score the test split once, save. Returns the run record.
 
     Writes into `folder`: model/ (weights as safetensors, configuration, processor),
-    history.jsonl, predictions.jsonl, record.json, and checkpoints/ while it runs. Called again
-    with the same settings, an unfinished run goes on. A finished one has no checkpoints, and is
-    done anew; its record counts how often the test split was scored, with what `also` makes of the
-    predictions, a dict, put into it.
+    history.jsonl, predictions.jsonl, test_scorings.txt, record.json, and checkpoints/ while it
+    runs. Called again with the same settings, an unfinished run goes on. A finished one has no
+    checkpoints, and is done anew; its record counts how often the test split was scored, with what
+    `also` makes of the predictions, a dict, put into it.
 
     A `trial` is a run that helps to choose settings: scored on validation alone, it does not look
     at the test split and leaves nothing but its history and record. Raises `InputError` for bad

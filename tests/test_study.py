@@ -257,6 +257,7 @@ def test_missing_data_stop_before_the_first_run(tmp_path, capsys, monkeypatch):
         ({"num_queries": 15}, "is no square"),
         ({"fvtaa": True}, "model option 'fvtaa'"),
         ({"fusion_options": {"speed": 1}}, "speed"),
+        ({"image_encoder": {"model_type": "efficientnet"}}, "no model can be built"),
     ],
 )
 def test_model_options_are_tried(tmp_path, model, part):
