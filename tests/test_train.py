@@ -837,15 +837,16 @@ def test_frozen_run_with_and_without_kept_tokens(top, tmp_path, monkeypatch, cap
             ],
             sum(calls),
         )
+    tried = 1  # the black picture that build_model sends through
     pictures, questions = 8, made_run.SPLITS
     each_epoch, at_the_end = (
         questions["train"] + questions["validation"],
         questions["validation"] + questions["test"],
     )
     assert (
-        looked[True] == pictures + 2
+        looked[True] == tried + pictures + 2
     )  # each once, one to learn the tokens' shape, and the blank one
-    assert 3 * pictures <= looked[False] <= 3 * each_epoch + at_the_end
+    assert 3 * pictures <= looked[False] - tried <= 3 * each_epoch + at_the_end
     for a, b in zip(history[True], history[False]):
         assert math.isclose(a["loss"], b["loss"], rel_tol=2e-2)
     mean = {kept: sum(r["seconds"] for r in rows[1:]) / 2 for kept, rows in history.items()}
