@@ -1,10 +1,28 @@
 # `make run` does the main job, `make test` runs all tests. Both make the environment first when it is missing.
+
+# What each target reads. Another variable on the command line would change nothing, so it is an error (below).
+READS_run := DATASET VARIANT SEED ARGS
+READS_paper := DATASETS STUDY J ARGS
+READS_tables := DATASETS J ARGS
+READS_publish := RUN
+READS_notebooks := ARGS
+READS_ask := CMI_MTL_MODEL
+READS := $(foreach goal,$(MAKECMDGOALS),$(READS_$(goal))) PYTHON CMI_MTL_DATA CMI_MTL_WEIGHTS CMI_MTL_CACHE OMP_NUM_THREADS OMP_WAIT_POLICY
+UNREAD := $(filter-out $(READS),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v))))
+
 override DATASET := $(or $(DATASET),phantom)
 override VARIANT := $(or $(VARIANT),cmi_mtl)
 override SEED := $(or $(SEED),0)
 IS_311 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
 PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p $(IS_311) && echo $$p && break; done),python3)
 BIN := .venv/bin
+
+ifneq ($(UNREAD),)
+ODD := $(firstword $(UNREAD))
+NEAREST := $(shell $(PYTHON) -c 'import difflib, sys; _, a, *b = sys.argv; print(*difflib.get_close_matches(a.upper(), b, 1))' '$(ODD)' $(READS))
+$(error make $(or $(MAKECMDGOALS),help) does not read $(ODD).$(if $(NEAREST), Is $(NEAREST) meant?) It reads $(strip $(READS)). \
+  What another program reads from the environment goes before make)
+endif
 
 # Data and weights: what the environment names, else what lies in ../shared. An empty variable counts as none.
 # The shell looks, since make's own functions take a blank in a path for the end of a name.

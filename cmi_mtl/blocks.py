@@ -68,7 +68,7 @@ def load_study(study: str) -> tuple[Block, ...]:
         rows = json.loads(Path(study).read_text(encoding="utf-8"))
     except OSError as e:
         raise refusal(f"study={study!r}", "unknown study", way_out) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # lists in lists in lists
         raise refusal(study, f"is no JSON ({e})", way_out) from e
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise refusal(study, "is no list of blocks", way_out)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESET_WEIGHTS', 'CLIP_B16', 'ROBERTA_BASE', 'T5_BASE', 'PAPER', 'COMPACT', 'TINY', 'CMIMTLConfig', 'paper_config',
-           'one_layer_t5', 'narrow_mamba', 'compact_config', 'tiny_config', 'damage_is_said', 'SavedProcessor',
-           'CMIMTLProcessor', 'example_batch']
+           'one_layer_t5', 'narrow_mamba', 'compact_config', 'tiny_config', 'damage_is_said', 'check_saved',
+           'check_weights', 'SavedProcessor', 'check_text', 'evaluating', 'CMIMTLProcessor', 'example_batch']
 
 # %% ../nbs/appendix/25a_config.ipynb #0953b9fc
 import contextlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from .core import InputError, refusal, write_json
@@ -161,6 +161,37 @@ def damage_is_said(where: str | Path):
         what = f"the saved model is damaged ({': '.join(said)})"
         raise refusal(str(where), what, "Copy it anew, or train it anew") from e
 
+# %% ../nbs/appendix/25a_config.ipynb #e30ef1df
+def check_saved(folder: str | Path):
+    "Raises `InputError` where the folder holds no saved `CMIMTL`, a damaged one, or the audit's."
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise refusal(str(folder), "no saved model", "Give the folder that holds its config.json")
+    with damage_is_said(path):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        kind, audit = saved.get("model_type"), saved.get("audit")
+    if kind != CMIMTLConfig.model_type:
+        what = f"no saved model of ours, its model_type is {kind!r}"
+        raise refusal(str(path), what, "Give a finished run's model/")
+    if audit:
+        what = f"a model of the audit ({audit}), its parts are not the paper's"
+        raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
+
+
+def check_weights(folder: str | Path, model: nn.Module, info: dict):
+    """Raises `InputError` where a saved model's weights are not those of its configuration, or no
+    numbers. `info`: what transformers says of its loading."""
+    infinite = [n for n, x in model.named_parameters() if not x.isfinite().all()]
+    faults = {
+        "it lacks weights": sorted(info["missing_keys"]),
+        "it has weights that its config.json has no part for": sorted(info["unexpected_keys"]),
+        "it has weights that are no finite numbers": infinite,
+    }
+    for fault, names in faults.items():
+        if names:
+            what = f"{fault}: {', '.join(names[:3])} …"
+            raise refusal(str(folder), what, "Use the version that saved it, or retrain")
+
 # %% ../nbs/appendix/25a_config.ipynb #7166fccc
 @dataclass(eq=False)
 class SavedProcessor:
@@ -202,6 +233,40 @@ class SavedProcessor:
                 tokenizers.append(AutoTokenizer.from_pretrained(place, local_files_only=True))
         return cls(*tokenizers, **sizes)
 
+# %% ../nbs/appendix/25a_config.ipynb #56bf2832
+def check_text(processor: SavedProcessor, question: str):
+    """Raises `InputError` for a question that is empty, no text, none of whose words the
+    tokenizer knows, or that is longer than `max_question_length`."""
+
+    def refuse(what, remedy="Write a question about the picture"):
+        return refusal("question", what, remedy)
+
+    if not isinstance(question, str):
+        raise refuse(f"{question!r} is no text")
+    if not question.strip():
+        raise refuse("it is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError as e:
+        raise refuse(f"{question!a} has half a character in it") from e
+    words = processor.tokenizer(question, add_special_tokens=False)["input_ids"]
+    if set(words) <= {processor.tokenizer.unk_token_id}:
+        raise refuse(f"{question!a} has no word that the model knows")
+    asked, most = len(processor.tokenizer(question)["input_ids"]), processor.max_question_length
+    if asked > most:
+        raise refuse(f"it has {asked} tokens, the model reads {most}", "Ask in fewer words")
+
+# %% ../nbs/appendix/25a_config.ipynb #d8394c42
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    "Within it the model is in evaluation mode, without dropout; afterwards in that it was in."
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
 # %% ../nbs/appendix/25a_config.ipynb #90014a51
 class CMIMTLProcessor(SavedProcessor):
     """Pictures and questions to tensors. `processor(images, questions)` -> pixel_values
@@ -219,13 +284,6 @@ class CMIMTLProcessor(SavedProcessor):
     def pixels(self, image) -> Tensor:
         "One picture as (3, S, S). Raises `InputError` as `open_image` does."
         return image_to_pixels(image, self.image_size, self.image_mean, self.image_std)
-
-    def check_length(self, question: str):
-        "Raises `InputError` for a question that `words` would cut."
-        asked, most = len(self.tokenizer(question)["input_ids"]), self.max_question_length
-        if asked > most:
-            what = f"it has {asked} tokens, the model reads {most}"
-            raise refusal("question", what, "Ask in fewer words")
 
     def words(self, questions: list[str]) -> dict:
         "Token ids and mask of questions, padded to the longest, cut at `max_question_length`."

@@ -124,7 +124,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     for i, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         try:
             rows += [json.loads(line.decode())] if line.strip() else []
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             mend = "Run again what wrote the file, or bring a whole copy"
             problems.append(Problem(f"{path}, row {i}", f"not whole JSON ({e})", mend))
     if problems:

@@ -143,8 +143,16 @@ def _through_window(ds, a: np.ndarray) -> np.ndarray | None:
     return scale(apply_windowing(a, ds), black, white)
 
 # %% ../nbs/appendix/11a_dicom.ipynb #ed1e98c7
+def _is_flat(a: np.ndarray) -> bool:
+    "Whether all values are equal."
+    return a.size == 0 or a.min() == a.max()
+
+
 def read_grey(ds, stored: np.ndarray) -> np.ndarray:
-    "A grey DICOM picture as 8 bits (H, W): rescaled, windowed, padding black."
+    """A grey DICOM picture as 8 bits (H, W): rescaled, windowed, padding black.
+
+    A window or table in which tissue that differs becomes one grey, as one that lies beside all
+    values does, is not used: the picture is shown as if it had none."""
     from pydicom.pixels import apply_modality_lut
 
     ds.RescaleSlope = ds.get("RescaleSlope") or 1
@@ -154,6 +162,8 @@ def read_grey(ds, stored: np.ndarray) -> np.ndarray:
     a = np.where(tissue, a, 0)
     inverted = ds.PhotometricInterpretation == "MONOCHROME1"
     grey = _through_window(ds, a)
+    if grey is not None and _is_flat(grey[tissue]) and not _is_flat(a[tissue]):
+        grey = None
     if grey is None and ds.get("BitsStored", 32) <= 8 and np.array_equal(a, stored * tissue):
         grey = scale(a, 0, 2**ds.BitsStored - 1)
     if grey is None:

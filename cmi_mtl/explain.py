@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import grid_maps
 from .block_influence import gate_values, record_calls, token_influence
 from .cifr import CrossMambaBlock
+from .config import evaluating
 from .core import refusal
 from .encoders import token_grid
 from .ffae import answer_labels
@@ -82,7 +83,6 @@ class EncodedQuestion:
 @torch.no_grad()
 def encode_question(model: CMIMTL, image, question: str) -> EncodedQuestion:
     """Encode a picture (path, PIL image or array) and a question, the model in evaluation mode.
-
     Raises `InputError` for an empty question, an unreadable picture, or a model without its
     processor or vocabulary."""
     check_question(model, question)
@@ -328,12 +328,12 @@ def explain(
     model: CMIMTL, image, question: str, method: str = "grad_cam", answer: str | None = None
 ) -> HeatMap:
     """Where `model` looks when it answers a question about a picture (path, PIL image or array).
-
     `method`: one of `METHODS`. `answer`: the answer to be explained, by default the one the model
     gives (for `grad_cam_text` the one it writes). Raises `InputError` for an unknown method, a
     method that this model has no part for, an answer outside the vocabulary and, as
     `encode_question` does, for a bad picture or question."""
-    return explain_encoded(encode_question(model, image, question), method, answer)
+    with evaluating(model):
+        return explain_encoded(encode_question(model, image, question), method, answer)
 
 # %% ../nbs/40_explain.ipynb #1d08ceb1
 def overlay(ax, image, heat: HeatMap, mask: np.ndarray | None = None, strength: float = 0.6):

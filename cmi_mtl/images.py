@@ -59,8 +59,12 @@ def _problem(e: Exception, where: str, head: bytes) -> Problem:
     "What is wrong with the picture that raised `e` when it was read; `head`: how it begins."
     if isinstance(e, ImageFault):
         return Problem(where, e.what, e.remedy)
-    if isinstance(e, PermissionError):
-        return Problem(where, "cannot be read as an image (permission denied)", "Allow reading it")
+    if os.path.isdir(where):
+        return Problem(where, "is a folder, not an image", "Name one of its files")
+    if not head and isinstance(e, OSError) and e.errno:  # it could not even be opened
+        remedy = "Allow reading it" if isinstance(e, PermissionError) else WHOLE_FILE
+        what = f"cannot be read as an image ({e.strerror.lower()})"
+        return Problem(where, what, remedy)
     if isinstance(e, Image.DecompressionBombError):
         remedy = "Put a whole image there that is smaller"
         return Problem(where, f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", remedy)
@@ -108,7 +112,7 @@ def image_fault(path: str | Path, data: bytes | None = None) -> Problem | None:
     """What `read_image` would refuse at `path`; None if nothing.
 
     `data`: the picture's bytes, where they are not yet in a file."""
-    if data is None and not os.path.isfile(path):  # False for a text that is no path
+    if data is None and not (os.path.isfile(path) or os.path.isdir(path)):  # or no path at all
         return Problem(str(path), "is missing", WHOLE_FILE)
     try:
         _read(Path(path) if data is None else io.BytesIO(data), str(path), draft=True)

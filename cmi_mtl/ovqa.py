@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import data_home
 from .rows import check, image_folder, read_rows
 from .samples import VQASample
-from .vqa_rad import RAD_FIELDS, rad_entry
+from .vqa_rad import RAD_FIELDS, RAD_TEXTS, rad_entry
 
 # %% ../nbs/appendix/12d_ovqa.ipynb #4abc3a6c
 OVQA_FILES = {"trainset": "train", "valset": "validation", "testset": "test"}
@@ -26,6 +26,6 @@ def load_ovqa(root=None) -> list[VQASample]:
     root = root / "OVQA_publish" if os.path.isdir(root / "OVQA_publish") else root
     images, entries = image_folder(root / "img"), []
     for file, split in OVQA_FILES.items():
-        for where, r in read_rows(root / f"{file}.json", RAD_FIELDS):
+        for where, r in read_rows(root / f"{file}.json", RAD_FIELDS, RAD_TEXTS):
             entries.append(rad_entry(where, r, split, images))
     return check(entries)

@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import InputError, Problem, cache_home, held, read_jsonl, write_jsonl
-from .datasets import loader
 from .questions import Asked, ask, choose_balanced, picture_regions, samples_of
 from .samples import Region, VQASample
 from .views import VIEWS, Picture, plan_picture
@@ -128,7 +127,6 @@ def make_phantom(
             os.rename(Path(tmp) / "whole", folder)
 
 # %% ../nbs/13_phantom.ipynb #f9cbe8dd
-@loader("phantom")
 def load_phantom(
     root=None, n_images: int = 6000, seed: int = 0, size: int = 128
 ) -> list[VQASample]:
@@ -136,11 +134,23 @@ def load_phantom(
 
     The folder's name holds all that determines the data: number, seed, size, and version of the
     drawing code. Drawing takes about 15 ms of one core for a picture of 128 pixels. Raises
-    `InputError` as `make_phantom` does."""
+    `InputError` as `make_phantom` does, and where files of a folder have been deleted since."""
     folder = Path(root or cache_home()) / f"phantom-{n_images}-{seed}-{size}-v{VERSION}"
     if not folder.exists():
         make_phantom(folder, n_images, seed, size)
-    return [_read_sample(row, folder) for row in read_jsonl(folder / "questions.jsonl")]
+    questions = folder / "questions.jsonl"
+    _refuse_missing([questions], folder)
+    samples = [_read_sample(row, folder) for row in read_jsonl(questions)]
+    _refuse_missing([p for s in samples for p in (s.image, *(r.mask for r in s.regions))], folder)
+    return samples
+
+
+def _refuse_missing(files: list, folder: Path):
+    "Raise one `InputError` that names the files of the drawn `folder` that are gone."
+    gone = [str(p) for p in dict.fromkeys(files) if not os.path.isfile(p)]
+    if gone:
+        mend = f"Delete the folder {folder}: it is drawn anew"
+        raise InputError([Problem(p, "is missing", mend) for p in gone])
 
 
 def _read_sample(row: dict, folder: Path) -> VQASample:

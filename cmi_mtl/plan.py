@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENT_NOTEBOOKS', 'PlannedRun', 'planned', 'table_checksum', 'fingerprint', 'unlike', 'top_of', 'place',
-           'record_at', 'sync', 'drop_other_checkpoints', 'notebook_command', 'train_command', 'publish_command',
-           'copy_command', 'table_row', 'planned_tables', 'baselines_row', 'baselines_there', 'compared_settings',
-           'make_plan']
+           'record_at', 'sync', 'notebook_command', 'train_command', 'begin_command', 'publish_command', 'copy_command',
+           'records_of', 'table_row', 'planned_tables', 'makes_tables', 'experiment_problems', 'check_records',
+           'baselines_row', 'baselines_there', 'compared_settings', 'make_plan']
 
 # %% ../nbs/45_plan.ipynb #2c39a705
 import dataclasses
 import json
 import os
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .blocks import EXPERIMENTS, Block, load_study
-from .core import RECORD_SCHEMA, InputError, sha256_file, sha256_json
+from .core import RECORD_SCHEMA, InputError, Problem, sha256_file, sha256_json
 from .names import without_names
 from .records import configuration, differences, read_record
 from .run import parameters_of
@@ -82,14 +81,17 @@ def unlike(run: PlannedRun, record: dict, public: bool = False) -> list[str]:
     `public`: the record is a published one, without names."""
     if record.get("schema") != RECORD_SCHEMA:
         return ["schema"]
+    fields = {"settings": dict, "model": dict, "processes": int}
+    if lacking := [k for k, kind in fields.items() if not isinstance(record.get(k), kind)]:
+        return lacking
     here = _as_record(run)
     if public:
         here = without_names(here, [])[0]
     odd = differences(here, record, "settings.")
-    there = record.get("data", {}).get("sha256_table")
+    there = (record.get("data") or {}).get("sha256_table")
     if there and table_checksum(run.settings().data_root) not in (there, None):
         odd.append("data.sha256_table")
-    if record["settings"]["seed"] != run.seed:
+    if record["settings"].get("seed") != run.seed:
         odd.append("settings.seed")
     changes = json.loads(
         json.dumps({**variant_options(run.variant), **run.settings().model_options})
@@ -146,18 +148,7 @@ def sync(run: PlannedRun, work: Path, row: dict) -> list[str]:
         (work / row[stamp]).parent.mkdir(parents=True, exist_ok=True)
         if there:
             (work / row[stamp]).touch()
-    if not trained:
-        drop_other_checkpoints(Path(row["folder"]), row["fingerprint"])
     return unlike(run, public, public=True) if public and not trained else []
-
-
-def drop_other_checkpoints(folder: Path, mark: str):
-    "Throw away what the study's own unfinished run of other settings has left in this folder."
-    whose = folder / "fingerprint.txt"
-    if not whose.exists() or whose.read_text(encoding="utf-8").strip() == mark:
-        return
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    whose.unlink()
 
 # %% ../nbs/45_plan.ipynb #f60919ab
 def notebook_command(name: str, folder: str, given: dict) -> str:
@@ -183,6 +174,19 @@ def train_command(run: PlannedRun, folder: str) -> str:
     }
     return notebook_command("train", folder, given)
 
+# %% ../nbs/45_plan.ipynb #ebb6a4d1
+def begin_command(folder: str, mark: str) -> str:
+    """That which a run begins with: it writes whose the folder is. Checkpoints and record that the
+    study's own run of other settings has left there go; `say` of the Snakefile tells it first."""
+    names = ("fingerprint.txt", "checkpoints", "record.json")
+    whose, *old = (shlex.quote(os.path.join(folder, name)) for name in names)
+    for_each = " ".join(old)
+    return (
+        f'if [ -e {whose} ] && [ "$(cat {whose})" != {mark} ]; then for old in {for_each}; do '
+        'if [ -e "$old" ]; then say deletes "$old: it is of a run of other settings"; fi; '
+        f'rm -rf "$old"; done; fi; echo {mark} > {whose}'
+    )
+
 
 def publish_command(top: Path, folder: str) -> str:
     "That which publishes a run: from the study's top, where figures/records is."
@@ -200,23 +204,30 @@ def copy_command(folder: Path, names: str, to: Path) -> str:
     )
 
 # %% ../nbs/45_plan.ipynb #0aa73127
+def records_of(dataset: str, top: Path) -> list[Path]:
+    "The published records of a data set."
+    return sorted((top / "figures/records").rglob(f"*{dataset}-*.json"))
+
+
 def table_row(b: Block, dataset: str, top: Path) -> dict:
     "What the plan says of a table. `skip`: a path that must be there and is not, else None."
     notebook = EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb"
     out, figures = top / "runs/tables" / b.experiment / dataset, top / "figures"
-    records = sorted((figures / "records").rglob(f"*{dataset}-*.json"))
+    records = records_of(dataset, top)
     model = top / f"runs/train/{dataset}/cmi_mtl/seed0/model"
     given = {"dataset": dataset, "checkpoint": str(model)}
     given |= {"records": os.path.abspath(figures / "records")}
     known = parameters_of(notebook)
     own = {k: x for k, x in given.items() if k in known}
+    needed = {} if records else {"records": str(figures / f"records/*-{dataset}-*.json")}
+    needed |= {} if model.is_dir() else {"checkpoint": str(model)}
     inputs = [os.path.abspath(p) for p in (notebook, *records)]
     mark = sha256_json(inputs)[:12]  # of the list: a record that goes leaves no time behind
     return {
         "name": f"table {b.experiment} {dataset}",
         "folder": str(out),
         "made": f"tables/{b.experiment}-{dataset}-{mark}",
-        "skip": str(model) if "checkpoint" in known and not model.is_dir() else None,
+        "skip": next((path for k, path in needed.items() if k in known), None),
         "inputs": inputs,
         "command": f"{notebook_command(b.experiment, str(out), own)} && "
         + copy_command(out, f"{b.experiment}_{dataset}.*", figures),
@@ -224,14 +235,39 @@ def table_row(b: Block, dataset: str, top: Path) -> dict:
 
 
 def planned_tables(datasets: list[str], study: str, top: Path) -> list[dict]:
-    "A row for each experiment of a study that has a notebook, and data set."
+    "A row for each experiment of a study, and data set."
     rows = {}
     for b in load_study(study):
-        there = (EXPERIMENT_NOTEBOOKS / f"{b.experiment}.ipynb").is_file()
-        for d in datasets if there else ():
+        for d in datasets:
             if b.datasets is None or d in b.datasets:
                 rows[b.experiment, d] = table_row(b, d, top)
     return list(rows.values())
+
+# %% ../nbs/45_plan.ipynb #96963657
+def makes_tables(experiment: str) -> bool:
+    "Whether a notebook of this name makes tables of records."
+    notebook = EXPERIMENT_NOTEBOOKS / f"{experiment}.ipynb"
+    return notebook.is_file() and "records" in parameters_of(notebook)
+
+
+def experiment_problems(study: str) -> list[Problem]:
+    "A study's experiments of which no notebook makes tables; none outside the Makefile's folder."
+    what = f"no notebook of this name in {EXPERIMENT_NOTEBOOKS} makes tables of records"
+    remedy = f"Use one of {', '.join(EXPERIMENTS)}, or write such a notebook"
+    return [
+        Problem(f"experiment={b.experiment!r}", what, remedy)
+        for b in load_study(study)
+        if EXPERIMENT_NOTEBOOKS.is_dir() and not makes_tables(b.experiment)
+    ]
+
+
+def check_records(datasets: list[str], top: Path):
+    "Raises `InputError` that names each data set of which nothing is published."
+    what = f"{top / 'figures/records'} has no record of it to make tables of"
+    remedy = "Leave it out, or make its runs first: make paper DATASETS="
+    missing = [d for d in datasets if not records_of(d, top)]
+    if missing:
+        raise InputError([Problem(f"dataset={d!r}", what, remedy + d) for d in missing])
 
 # %% ../nbs/45_plan.ipynb #f6c9aa92
 def baselines_row(dataset: str, given: dict, top: Path) -> dict:
@@ -264,8 +300,8 @@ def baselines_there(row: dict) -> bool:
     found = [record_at(p) or {} for p in row["records"]]
     return all(
         r.get("schema") == RECORD_SCHEMA
-        and r["settings"]["data_options"] == wanted
-        and table in (None, r.get("data", {}).get("sha256_table"))
+        and (r.get("settings") or {}).get("data_options") == wanted
+        and table in (None, (r.get("data") or {}).get("sha256_table"))
         for r in found
     )
 
@@ -283,7 +319,8 @@ def make_plan(study: str, runs: list[PlannedRun], tables: list[dict] = ()) -> di
     for run in runs:
         row = place(run, top)
         train, publish = train_command(run, row["folder"]), publish_command(top, row["folder"])
-        rows.append({**row, "train": train, "publish": publish})
+        begin = begin_command(row["folder"], row["fingerprint"])
+        rows.append({**row, "begin": begin, "train": train, "publish": publish})
     for dataset, given in compared_settings(study, runs).items():
         rows.append(baselines_row(dataset, given, top))
     work = str(top / "runs/study")

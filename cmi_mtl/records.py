@@ -102,7 +102,7 @@ def read_record(path: str | Path, way_out: str = "Fetch or publish it again") ->
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise refusal(str(path), f"cannot be read ({e.strerror})", way_out) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise refusal(str(path), "it was cut off or is no JSON", way_out) from e
     if not isinstance(record, dict):
         raise refusal(str(path), "is no record", way_out)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'FULL_WIDTH', 'ONE_SIGN', 'NO_MEANING', 'NUMBER_BEFORE', 'NUMBERS', 'DECIMAL', 'CARVES', 'WAYS', 'Region',
            'VQASample', 'plain_text', 'keeps_meaning', 'plain_number', 'simplified', 'normalise_answer',
-           'AnswerVocabulary', 'same_pictures', 'carve_units', 'carve_validation', 'leakage_report']
+           'AnswerVocabulary', 'same_pictures', 'carve_units', 'carve_validation', 'leakage_report', 'warn_of_twins']
 
 # %% ../nbs/10_samples.ipynb #9bb3e886
 import collections
@@ -13,6 +13,7 @@ import itertools
 import random
 import re
 import unicodedata
+import warnings
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -252,3 +253,18 @@ def leakage_report(samples: list[VQASample]) -> list[dict]:
         row |= {way: _sharing(parts[a], parts[b], key) for way, key in WAYS.items()}
         rows.append(row)
     return rows
+
+# %% ../nbs/10_samples.ipynb #c780b88b
+def warn_of_twins(samples: list[VQASample]):
+    "Warns, in one line, where a question stands in two splits: same words about the same picture."
+    splits, sizes = collections.defaultdict(set), collections.Counter(s.split for s in samples)
+    for s in samples:
+        splits[s.picture].add(s.split)
+    near = [s for s in samples if len(splits[s.picture]) > 1]  # few, mostly: the rest has no twin
+    twins = [
+        f"{n} of {sizes[row['split']]} {row['split']} questions stand in {row['with_split']}, too"
+        for row in leakage_report(near)
+        if (n := row["identical_image_and_question"])
+    ]
+    if twins:
+        warnings.warn(f"{'; '.join(twins)}: the same words about the same picture")

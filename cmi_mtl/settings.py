@@ -53,8 +53,8 @@ class Settings(Learning):
     "train", or "train+validation" for all questions that are not of the test split. `carve_by`:
     what stays together when validation is carved out, "question", "image" or "single".
     `encode_once`: keep the tokens of frozen encoders; `augment`: share by which pictures are
-    changed. `save_every`: steps between checkpoints, beside that of each epoch; `restart`: throw an
-    unfinished run away."""
+    changed. `save_every`: steps between checkpoints, beside that of each epoch; `restart`: throw
+    away the run that the folder holds, finished or not."""
 
     dataset: str = "phantom"
     preset: str = "tiny"

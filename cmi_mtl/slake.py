@@ -119,7 +119,7 @@ def load_slake(root=None, language: str = "en") -> list[VQASample]:
     images, levels = image_folder(root / "imgs"), _named_levels(root / "mask.txt")
     entries, places, problems = [], {}, []
     for file, split in SLAKE_FILES.items():
-        for where, r in read_rows(root / f"{file}.json", SLAKE_FIELDS):
+        for where, r in read_rows(root / f"{file}.json", SLAKE_FIELDS, ("img_name", "q_lang")):
             is_empty = r["qid"] == SLAKE_WITHOUT_ANSWER and not r["answer"]
             if r["q_lang"] != language or is_empty:
                 continue

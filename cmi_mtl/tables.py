@@ -8,6 +8,7 @@ __all__ = ['OLDER', 'SUMMARY', 'results_table', 'summary_table', 'kinds_table', 
 
 # %% ../nbs/43_tables.ipynb #7d12b007
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -258,6 +259,19 @@ def save_results(
     return [f"{name}.{kind}" for kind in ("csv", "md", "tex", *pictures)]
 
 # %% ../nbs/43_tables.ipynb #7bfc38f8
+@contextlib.contextmanager
+def _fields(where: str, way_out: str):
+    """Within it, a field that is missing, or is not what it should be, becomes an `InputError` that
+    names `where`: readers stumble over a damaged file in many ways."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError) as e:
+        what = f"a field is missing or damaged ({type(e).__name__}: {e})"
+        raise refusal(where, what, way_out) from e
+
+# %% ../nbs/43_tables.ipynb #fecbf646
 def made_of(page: str | Path) -> list[Path]:
     """The records that a Markdown page of `save_results` names, as paths: they lie in records/
     beside it.
@@ -280,10 +294,10 @@ def trace(page: str | Path) -> str:
     lines = []
     for path in made_of(page):
         r = read_record(path)
-        data = {k: r["data"][k] for k in ("sha256_questions", "sha256_images")}
-        kept = {
-            k: r[k] for k in ("commit", "tree_changed", "time", "device", "settings", "versions")
-        }
+        with _fields(str(path), "Fetch or publish it again"):
+            data = {k: r["data"][k] for k in ("sha256_questions", "sha256_images")}
+            names = ("commit", "tree_changed", "time", "device", "settings", "versions")
+            kept = {k: r[k] for k in names}
         lines += [
             str(path),
             *(f"  {k}: {json.dumps(x)}" for k, x in {**kept, "data": data}.items()),
@@ -311,7 +325,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         for run in args.runs:
-            print(f"published: {publish(run, replace=args.replace)}")
+            where = f"{run}, record.json or predictions.jsonl"
+            with _fields(where, "Make the run again, or bring a whole copy of its folder"):
+                print(f"published: {publish(run, replace=args.replace)}")
         if args.trace:
             print(trace(args.trace))
     except InputError as e:

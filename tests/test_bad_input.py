@@ -79,8 +79,8 @@ CSV = {
     "image is a folder": (
         "folder,Is it?,yes,CLOSED,train\n",
         "row 3",
-        "folder is missing",
-        "correct the name",
+        "folder is a folder, not an image",
+        "Name one of its files",
     ),
     "no image named": (",Is it?,yes,CLOSED,train\n", "row 3", "no image is named", "Name a file"),
     "empty question": (
@@ -288,6 +288,7 @@ def test_bad_regions(root, fault):
         ),
         (ROW | {"answer": None}, ("row 2", "the answer is empty", "Write the answer")),
         (ROW | {"question": ["Is it?"]}, ("row 2", "the question is a list", "Write a text")),
+        ("[" * 100_000, ("row 2", "not JSON (nested too deeply)", "Write one object a line")),
     ],
 )
 def test_bad_json_line(root, row, parts):
@@ -299,7 +300,7 @@ def test_bad_json_line(root, row, parts):
     [
         (
             '[{"qid": 1,\n "image_name" "x"}]',
-            ("trainset.json, line 2", "not JSON", "Correct it or fetch it again"),
+            ("trainset.json, line 2", "not JSON", "column 15", "Correct it or fetch it again"),
         ),
         (
             '{"qid": 1}',
@@ -314,6 +315,8 @@ def test_bad_json_line(root, row, parts):
             ("trainset.json, row 1", "no field image_name, image_organ", "It has qid"),
         ),
         ("[\xe4]".encode("latin-1"), ("trainset.json", "not UTF-8", "Save it as UTF-8")),
+        ("[" * 100_000, ("trainset.json", "not JSON (nested too deeply)", "Correct it")),
+        ("[" + "1" * 5000 + "]", ("trainset.json", "not JSON (Exceeds the limit", "Correct it")),
     ],
 )
 def test_bad_json_file(root, text, parts):
@@ -499,11 +502,61 @@ NAN = float("nan")
         ("question", {}, ("the question is a dict", "Write a text")),
         ("organ", ["Lung", "Heart"], ("the organ is a list", "Write a text")),
         ("linked_id", {"a": 1}, ("the linked_id is a dict", "Write a text")),
+        ("answer", True, ("the answer is a bool", "Write a text")),
+        ("organ", False, ("the organ is a bool", "Write a text")),
+        ("image_id", ["a"], ("the image_id is a list", "Write a text")),
     ],
 )
 def test_values_that_are_no_text(root, field, value, parts):
     problems = refused(root, "table", jsonl(root, ROW, ROW | {field: value}))
     says(problems, "mine.jsonl, row 2", *parts)
+
+
+FIELDS = {  # of VQA-RAD and OVQA -> what stands there, how the error calls the field
+    "qid": ([None, "", " ", [1], True], "qid"),
+    "image_name": ([None, "", ["made0.jpg"]], "image_name"),
+    "question_type": ([None, "", ["PRES"], False], "question_type"),
+    "image_organ": ([["CHEST"]], "organ"),
+    "question": ([None, True], "question"),
+    "answer": ([None, True, {"a": 1}], "answer"),
+    "phrase_type": ([["para"], True], "phrase_type"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name, folder", [("vqa_rad", "images"), ("ovqa", "img")])
+def test_values_that_are_no_text_in_fields_of_vqa_rad(root, name, folder, field):
+    values, called = FIELDS[field]
+    files = {f"{folder}/made{i}.jpg": made_data.picture(i) for i in range(3)}
+    for split in ("train", "val", "test"):
+        files[f"{split}set.json"] = json.dumps(made_data.rad_rows(split)).encode()
+    for value in values:
+        rows = made_data.rad_rows("train")
+        rows[1][field] = value
+        made_data.write(files | {"trainset.json": json.dumps(rows).encode()}, root / name)
+        kind = f"a {type(value).__name__}" if value and value != " " or value is False else "empty"
+        problems = refused(root, name, root / name)
+        says(problems, f"trainset.json, row 2: the {called} is {kind}. Write ")
+
+
+@pytest.mark.parametrize("field", ["phrase_type", "qid_linked_id", "qid"])
+def test_null_in_the_public_file_of_vqa_rad(root, field):
+    rows = [r | {"qid_linked_id": "g"} for r in made_data.rad_rows("train")]
+    rows[1][field] = None
+    public = "VQA_RAD Dataset Public.json"
+    made_data.write(made_data.rad_files() | {public: json.dumps(rows).encode()}, root / "rad")
+    for version in ("field", "public"):
+        problems = refused(root, "vqa_rad", root / "rad", version=version)
+        says(problems, f"{public}, row 2: the {field} is empty. Write the {field}")
+
+
+def test_frames_that_are_null_tie_no_questions_together(root):
+    rows = made_data.rad_rows("train")
+    public = [r | {"qid_linked_id": i, "question_frame": None} for i, r in enumerate(rows)]
+    name = "VQA_RAD Dataset Public.json"
+    made_data.write(made_data.rad_files() | {name: json.dumps(public).encode()}, root / "rad")
+    linked = [s.linked_id for s in load_dataset("vqa_rad", root / "rad") if s.split == "train"]
+    assert linked == [str(i) for i in range(len(rows))]
 
 
 def test_labels_of_any_kind_become_texts_or_none(root):

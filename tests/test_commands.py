@@ -298,10 +298,10 @@ def test_make_run_with_an_unknown_data_set(copy):
         "dataset='nonsense'",
         "unknown data set",
         "phantom, slake, table, vqa_rad",
-        "nonsense/cmi_mtl/seed0/train.ipynb",
+        "nonsense/cmi_mtl/seed0/train.partial.ipynb",
     ):
         assert part in end
-    assert files(copy / "runs") == ["train/nonsense/cmi_mtl/seed0/train.ipynb"]
+    assert files(copy / "runs") == ["train/nonsense/cmi_mtl/seed0/train.partial.ipynb"]
 
 
 def test_make_alone_says_what_it_can_do(copy):
@@ -313,6 +313,31 @@ def test_make_alone_says_what_it_can_do(copy):
         and len(out.splitlines()) < 15
         and not err
     )
+
+
+@pytest.mark.parametrize(
+    "args, odd, nearest",
+    [
+        (["run", "VARIENT=pooled"], "VARIENT", "VARIANT"),
+        (["run", "SEEDS="], "SEEDS", "SEED"),
+        (["paper", "DATASETS=slake", "STUDIES=smoke"], "STUDIES", "STUDY"),
+        (["tables", "DATASET=ovqa"], "DATASET", "DATASETS"),
+        (["test", "ARGS=-k x"], "ARGS", None),
+    ],
+)
+def test_make_refuses_a_variable_that_its_target_does_not_read(copy, args, odd, nearest):
+    code, out, err = make(copy, *args)
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert f"make {args[0]} does not read {odd}." in err and "PYTHON" in err
+    assert (f"Is {nearest} meant?" in err) if nearest else ("meant" not in err)
+    assert not (copy / "runs").exists()
+
+
+def test_make_takes_the_variables_that_its_target_reads(copy):
+    "A value with blanks and = is one value; what the environment holds is nobody's slip."
+    args = ("DATASET=table", "SEED=1", "VARIANT=alpha=0.1", "ARGS=-p data_root my.csv -p a b=1")
+    code, out, err = make(copy, "-n", "run", *args, "CMI_MTL_CACHE=/c", SEEDS="3", DATASETS="slake")
+    assert code == 0 and not err and "-p variant alpha=0.1" in out and "a b=1" in out
 
 
 def test_make_with_another_python(copy):
@@ -519,11 +544,11 @@ def test_failing_cell(tmp_path, capsys):
     assert code == 1
     for part in (
         f"error: {path}, cell [4] ('y = x / 0') failed: ZeroDivisionError: division by zero",
-        f"The partial notebook: {tmp_path / 'out/bad.ipynb'}",
+        f"The partial notebook: {tmp_path / 'out/bad.partial.ipynb'}",
     ):
         assert part in err
-    assert files(tmp_path / "out") == ["bad.ipynb"]
-    cells = nbformat.read(tmp_path / "out/bad.ipynb", as_version=4).cells
+    assert files(tmp_path / "out") == ["bad.partial.ipynb"]
+    cells = nbformat.read(tmp_path / "out/bad.partial.ipynb", as_version=4).cells
     outputs = [
         [o.output_type for o in c.outputs] for c in cells if c.source.startswith(("print", "#"))
     ]
@@ -538,10 +563,10 @@ def test_kernel_that_dies(tmp_path, capsys):
         and "error: " in err
         and "its kernel died" in err
         and "memory" in err
-        and str(tmp_path / "out/dies.ipynb") in err
+        and str(tmp_path / "out/dies.partial.ipynb") in err
     )
     assert "Traceback" not in err[err.rindex("error: ") :] and "so far so good" in (
-        tmp_path / "out/dies.ipynb"
+        tmp_path / "out/dies.partial.ipynb"
     ).read_text(encoding="utf-8")
 
 
@@ -563,9 +588,9 @@ def test_interrupted(tmp_path):
     assert (
         process.returncode == 130
         and "interrupted" in err
-        and str(tmp_path / "out/long.ipynb") in err
+        and str(tmp_path / "out/long.partial.ipynb") in err
     )
-    assert (tmp_path / "out/long.ipynb").exists() and "Traceback" not in err[
+    assert (tmp_path / "out/long.partial.ipynb").exists() and "Traceback" not in err[
         err.rindex("error: ") :
     ]
 

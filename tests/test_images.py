@@ -113,6 +113,29 @@ def test_window_without_width_is_none(tmp_path, width):
     assert near(shown(tmp_path, RAMP, WindowCenter=100, WindowWidth=width), RAMP[0] / 4095 * 255)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("centre, width", [(9000, 400), (100, 200), (10**8, 10**9)])
+def test_window_that_shows_one_grey_is_none(tmp_path, centre, width, photometric):
+    "It lies beside all values, or they differ by nothing in it."
+    header = dict(PhotometricInterpretation=photometric)
+    none = shown(tmp_path, MIDDLE, **header)
+    assert set(none[[0, -1]]) == {0, 255}
+    assert near(shown(tmp_path, MIDDLE, WindowCenter=centre, WindowWidth=width, **header), none)
+
+
+def test_window_beside_tissue_is_none_though_it_holds_the_padding(tmp_path):
+    a = MIDDLE.copy()
+    a[:, :8] = 0
+    padded = dict(PixelPaddingValue=0)
+    beside = shown(tmp_path, a, WindowCenter=0, WindowWidth=100, **padded)
+    assert near(beside, shown(tmp_path, a, **padded)) and beside.max() == 255
+
+
+def test_window_that_shows_a_little_is_kept(tmp_path):
+    levels = shown(tmp_path, MIDDLE, WindowCenter=2500, WindowWidth=100)
+    assert (levels[:-4] == 0).all() and 100 < levels[-1] < 160
+
+
 def test_window_narrower_than_one(tmp_path):
     "Of values with a small slope, as in PET."
     levels = shown(
@@ -509,8 +532,9 @@ def test_dicom_whose_compressed_pixels_are_damaged(tmp_path):
 def test_missing_files(tmp_path):
     with pytest.raises(InputError, match="no such image file"):
         read_image(tmp_path / "none.png")
-    assert image_fault(tmp_path / "none.png").what == image_fault(tmp_path).what == "is missing"
-    with pytest.raises(InputError, match="cannot be read"):
+    assert image_fault(tmp_path / "none.png").what == "is missing"
+    assert image_fault(tmp_path).what == "is a folder, not an image"
+    with pytest.raises(InputError, match="is a folder, not an image. Name one of its files"):
         read_image(tmp_path)
 
 
@@ -675,3 +699,12 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = made_data.write({"x.png": made_data.picture(0, kind="PNG")}, tmp_path) / "x.png"
     monkeypatch.setattr("builtins.open", denied)  # a test may run as root, who may read all
     assert "permission denied" in refused(path)
+
+
+def test_a_file_that_the_disk_does_not_give(tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+
+    path = made_data.write({"x.png": made_data.picture(0, kind="PNG")}, tmp_path) / "x.png"
+    monkeypatch.setattr("builtins.open", failing)
+    assert "cannot be read as an image (input/output error)" in refused(path)  # and not: empty

@@ -2,12 +2,14 @@
 
 import collections
 import csv
+import json
+import warnings
 
 import made_data
 import pytest
 
 from cmi_mtl.core import data_home
-from cmi_mtl.datasets import load_dataset
+from cmi_mtl.datasets import check_samples, load_dataset
 from cmi_mtl.samples import carve_validation, leakage_report, normalise_answer
 
 PICTURES = {f"{i}.png": made_data.picture(i, kind="PNG") for i in range(40)}
@@ -99,3 +101,42 @@ def test_what_the_chapter_says_of_vqa_rad():
             answers[s.linked_id].add(normalise_answer(s.answer))
     test = [s for s in samples if s.split == "test"]
     assert sum(normalise_answer(s.answer) in answers[s.linked_id] for s in test) == 294
+
+
+def said(load, *args):
+    "The warnings of a call."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(*args)
+    return [str(w.message) for w in caught]
+
+
+def test_a_question_in_two_splits_is_said_in_a_line(tmp_path):
+    made_data.write({"a.png": PICTURES["1.png"], "b.png": PICTURES["1.png"]}, tmp_path)
+    rows = ["a.png,Is it?,yes,train", "b.png,is  IT?,yes,test", "a.png,Where?,left,test"]
+    rows += ["a.png,Is it?,no,validation", "a.png,When?,now,validation"]
+    path = tmp_path / "t.csv"
+    path.write_text("image,question,answer,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    expected = [
+        "1 of 2 validation questions stand in train, too; "
+        "1 of 2 test questions stand in train, too; "
+        "1 of 2 test questions stand in validation, too: the same words about the same picture"
+    ]
+    assert said(load_dataset, "table", path) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = load_dataset("table", path)
+    assert said(check_samples, samples) == expected
+    assert not said(check_samples, [s for s in samples if s.split == "test"])
+
+
+@pytest.mark.parametrize("name, images", [("vqa_rad", "images"), ("ovqa", "img")])
+def test_published_splits_are_loaded_without_a_word(tmp_path, name, images):
+    "Everybody uses them as they are, and 14 questions of VQA-RAD's test would be named at each start."
+    rows = json.dumps(made_data.rad_rows("train")).encode()
+    files = {f"{split}set.json": rows for split in ("train", "val", "test")}
+    files |= {f"{images}/made{i}.jpg": made_data.picture(i) for i in range(3)}
+    made_data.write(files, tmp_path)
+    samples = load_dataset(name, tmp_path)
+    assert any(row["identical_image_and_question"] for row in leakage_report(samples))
+    assert not said(load_dataset, name, tmp_path)

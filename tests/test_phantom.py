@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import cmi_mtl.phantom as phantom
+from cmi_mtl.core import InputError
 from cmi_mtl.phantom import load_phantom, make_phantom
 
 HALF_WAY = """
@@ -87,3 +88,31 @@ def test_every_setting_has_a_folder_of_its_own(tmp_path):
     for options in ({}, {"seed": 1}, {"size": 50}, {"n_images": 11}):
         load_phantom(tmp_path, **{"n_images": 10, "size": 48, **options})
     assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 4
+
+
+def test_the_door_finds_its_loader_without_an_import_of_it(tmp_path):
+    code = """
+import sys
+from cmi_mtl.datasets import load_dataset
+print(len(load_dataset("phantom", sys.argv[1], n_images=10, size=48)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == len(load_phantom(tmp_path, n_images=10, size=48))
+
+
+def test_what_was_deleted_from_a_folder_is_named(tmp_path):
+    samples = load_phantom(tmp_path, n_images=10, size=48)
+    picture = samples[-1].image
+    mask = next(r.mask for s in samples for r in s.regions if r.kind == "organ")
+    for path in (picture, mask):
+        Path(path).unlink()
+    folder = Path(picture).parents[1]
+    with pytest.raises(InputError) as e:
+        load_phantom(tmp_path, n_images=10, size=48)
+    assert {p.where for p in e.value.problems} == {picture, mask}
+    assert all(
+        p.remedy == f"Delete the folder {folder}: it is drawn anew" for p in e.value.problems
+    )

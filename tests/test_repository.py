@@ -541,15 +541,15 @@ ALONE = """
             if name.split(".")[0] in BLOCKED: raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
     sys.meta_path.insert(0, Blocker())
+    from cmi_mtl.datasets import load_dataset
+    folder, options = sys.argv[1], {"n_images": 30, "size": 48}
+    picture = load_dataset("phantom", **options)[0].image  # before all modules are imported
     import importlib, cmi_mtl
     for module in pkgutil.iter_modules(cmi_mtl.__path__): importlib.import_module(f"cmi_mtl.{module.name}")
-    from cmi_mtl.datasets import load_dataset
     from cmi_mtl.model import CMIMTL
     from cmi_mtl.settings import make_settings
     from cmi_mtl.train import train
-    folder, options = sys.argv[1], {"n_images": 30, "size": 48}
     train(make_settings("phantom", data_options=options, epochs=1, device="cpu"), folder)
-    picture = load_dataset("phantom", **options)[0].image
     answer = CMIMTL.from_pretrained(folder + "/model").answer(picture, "Is this a chest x-ray?")
     assert answer.answer and 0 < answer.confidence <= 1 and isinstance(answer.generated, str), answer
     assert not BLOCKED & {m.split(".")[0] for m in sys.modules}

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import made_data
+import nbformat
 import psutil
 import pytest
 import yaml
 
 from cmi_mtl.blocks import SMOKE
-from cmi_mtl.core import InputError, write_json
+from cmi_mtl.core import RECORD_SCHEMA, InputError, write_json
 from cmi_mtl.plan import copy_command, planned_tables
 from cmi_mtl.study import check, main
 
@@ -42,6 +43,21 @@ BLOCKS = [
     block("ovqa", "pooled", OVQA),
 ]
 NAMES = ["phantom/pooled/seed0", "phantom/pooled/seed1", "ovqa/pooled/seed0"]
+
+
+def small_tables(top):
+    "Write the notebook that makes the table of the blocks above: it lists its records."
+    source = """from pathlib import Path
+text = " ".join(sorted(p.name for p in Path(records).glob(f"*-{dataset}-*.json")))
+Path(folder, f"small_{dataset}.md").write_text(text, encoding="utf-8")"""
+    given = 'dataset = "phantom"\nrecords = "."\nfolder = "."'
+    cells = [nbformat.v4.new_code_cell(x) for x in (given, source)]
+    cells[0].metadata["tags"] = ["parameters"]
+    path = top / "nbs/experiments/small.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernel = {"name": "python3", "language": "python", "display_name": "python3"}
+    metadata = {"kernelspec": kernel}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
 
 
 def command(*args):
@@ -93,6 +109,7 @@ def studied(tmp_path_factory):
     top = tmp_path_factory.mktemp("a study")
     others = shutil.ignore_patterns("[!t]*.ipynb")
     shutil.copytree(ROOT / "nbs/experiments", top / "nbs/experiments", ignore=others)
+    small_tables(top)
     made_data.write(made_data.ovqa_files(), top / "data/ovqa")
     write_json(top / "few.json", BLOCKS)
     with open(top / "said.txt", "w", encoding="utf-8") as out:
@@ -132,6 +149,8 @@ def test_killed_study_goes_on(studied):
     assert record(top, NAMES[0]).stat().st_mtime_ns == before
     assert all(published(top, name).exists() for name in NAMES)
     assert settings_of(published(top, NAMES[2]))["dataset"] == "ovqa"
+    table = (top / "runs/few/figures/small_ovqa.md").read_text(encoding="utf-8")
+    assert table == "train-ovqa-pooled-seed0.json"
 
 
 def test_failed_run_is_named_and_stops_nothing(studied):
@@ -156,20 +175,71 @@ def test_clone_with_its_records_has_nothing_to_do_but_what_changed(studied, tmp_
     shutil.copytree(top, clone, ignore=runs)
     blocks = [BLOCKS[0], {**BLOCKS[2], "settings": {**OVQA, "epochs": 2}}]  # none that fails
     write_json(clone / "few.json", blocks)
+    left = record(clone, NAMES[2]).parent / "checkpoints"
+    left.mkdir(parents=True)
+    (left.parent / "fingerprint.txt").write_text("of other settings", encoding="utf-8")
+    shutil.copy(record(top, NAMES[2]), left.parent)  # finished, with one epoch less
     before = {name: published(clone, name).stat().st_mtime_ns for name in NAMES}
     code, said = start(clone)
     assert code == 0 and began(said) == ["ovqa/pooled/seed0"], said
     assert "its published record differs in settings.epochs" in said
+    for gone in ("checkpoints", "record.json"):
+        assert said.count(f"deletes runs/few/runs/train/{NAMES[2]}/{gone}: ") == 1, said
+    assert not left.exists()
     assert "3 runs, 2 of them finished, 1 left" in said
     kept = [n for n in NAMES if published(clone, n).stat().st_mtime_ns == before[n]]
     assert kept == NAMES[:2] and settings_of(published(clone, NAMES[2]))["epochs"] == 2
     assert not record(clone, NAMES[0]).exists()
 
 
+def tree(top):
+    return {p: p.stat().st_mtime_ns for p in top.rglob("*")}
+
+
+def test_a_dry_run_writes_and_deletes_nothing(tmp_path):
+    shutil.copytree(ROOT / "nbs/experiments", tmp_path / "nbs/experiments")
+    small_tables(tmp_path)
+    write_json(tmp_path / "few.json", BLOCKS[:1])
+    left = record(tmp_path, NAMES[0]).parent
+    made_data.write({"checkpoints/state": b"", "fingerprint.txt": b"of other settings"}, left)
+    write_json(published(tmp_path, NAMES[1]), {"schema": RECORD_SCHEMA})  # not whole
+    before = tree(tmp_path)
+    done = subprocess.run(command("phantom", "--study", "few.json", "-pn"), **options(tmp_path))
+    assert done.returncode == 0 and tree(tmp_path) == before, done.stdout
+    assert "rule train_0" in done.stdout and "rule table_0" in done.stdout
+    assert "differs in settings, model, processes" in done.stdout
+
+
+def test_folders_that_cannot_be_made_are_named(of_tables, capsys):
+    Path("runs").write_text("in the way", encoding="utf-8")
+    assert main(["phantom", "--study", "selection", "--tables"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("error: runs") and "Allow writing there" in said and "\n" not in said[:-1]
+    )
+
+
+def test_tables_of_nothing_are_refused(of_tables, capsys):
+    before = tree(of_tables)
+    assert main(["phantom", "ovqa", "--tables"]) == 2 and tree(of_tables) == before
+    said = capsys.readouterr().err
+    assert "dataset='ovqa': figures/records has no record of it" in said and "phantom" not in said
+    names = {
+        t["name"]: t["skip"] for t in planned_tables(["phantom", "ovqa"], "selection", Path("."))
+    }
+    assert names["table selection phantom"] is None
+    assert names["table selection ovqa"] == "figures/records/*-ovqa-*.json"
+
+
+def test_an_experiment_without_a_notebook_stops_before_the_first_run(tmp_path, capsys, monkeypatch):
+    said = refused(capsys, monkeypatch, tmp_path, [{**BLOCKS[0], "experiment": "smal"}])
+    assert "experiment='smal': no notebook" in said and not (tmp_path / "runs").exists()
+
+
 def refused(capsys, monkeypatch, top, blocks):
     "What the command says that stops, in this process, before the first run."
     write_json(top / "few.json", blocks)
-    (top / "nbs/experiments").mkdir(parents=True)
+    small_tables(top)
     monkeypatch.chdir(top)
     monkeypatch.setenv("CMI_MTL_DATA", str(top / "nowhere"))
     assert main(["phantom", "ovqa", "--study", "few.json"]) == 2
@@ -193,7 +263,7 @@ def test_outside_the_folder_of_the_makefile_nothing_is_made(tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)
     assert main(["phantom", "--tables"]) == 2
     said = "".join(capsys.readouterr())
-    assert "Run it in the folder of the Makefile" in said and "made" not in said
+    assert "Go to the Makefile's folder" in said and "made" not in said
     assert not list(tmp_path.iterdir())
 
 
@@ -211,7 +281,7 @@ def of_tables(tmp_path, monkeypatch):
 def test_what_snakemake_says_counts(of_tables, more, code):
     "Braces in a path are no wildcards; an option that it does not know is no success."
     command = ["phantom", "--study", "selection", "--tables", *more]
-    assert main(command) == code, Path("runs/study/snakemake.log").read_text(encoding="utf-8")
+    assert main(command) == code
 
 
 def test_a_record_that_goes_makes_its_tables_anew(of_tables):
@@ -269,6 +339,7 @@ def test_model_options_are_tried(tmp_path, model, part):
 def test_tables_are_planned_without_what_takes_seconds_to_load(tmp_path):
     "`make tables` stays under a minute: no models' library, no grammar of web addresses."
     shutil.copytree(ROOT / "nbs/experiments", tmp_path / "nbs/experiments")
+    write_json(tmp_path / "figures/records/train-phantom-pooled-seed0.json", {})
     code = """
 import sys
 from cmi_mtl.study import start
