@@ -219,7 +219,7 @@ def test_bad_row_in_a_table(tmp_path):
     )
     assert code == 1
     given = {"dataset": "table", "data_root": tmp_path / "mine.csv"}
-    notebook = f"{run_folder(TRAIN, given).as_posix()}/train.ipynb"
+    notebook = f"{run_folder(TRAIN, given).as_posix()}/train.partial.ipynb"
     end = said[said.rindex("error: ") :]
     for part in (
         str(TRAIN),

@@ -128,6 +128,6 @@ def test_a_page_of_two_recipes_is_refused(tmp_path):
     given = {"dataset": "phantom", "records": str(tmp_path / "records")}
     argv = [str(notebook), "--out", str(tmp_path / "page")]
     assert run.main(argv + [x for k, v in given.items() for x in ("-p", k, v)]) == 1
-    page = (tmp_path / "page/comparison.ipynb").read_text(encoding="utf-8")
+    page = (tmp_path / "page/comparison.partial.ipynb").read_text(encoding="utf-8")
     assert "trained in another way" in page and "settings.epochs" in page
     assert not list((tmp_path / "page").glob("*.md"))
