@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .batches import QuestionSet, questions_digest
+from .batches import QuestionSet
 from .core import InputError, Problem, refusal, sha256_file, sha256_json
 from .model import CMIMTL
 from .samples import VQASample
@@ -291,23 +291,23 @@ def scorings(folder: Path) -> int:
     return max(int(text), record_there(folder).get("test_scorings", 0))
 
 # %% ../nbs/34_checkpoints.ipynb #47168f96
-def check_finished(folder: Path, s: Settings, samples: list[VQASample], processes: int):
-    """Raises `InputError` where writing the run's results would destroy what is not its own: a
-    model that no run has left, or the results of other settings, unless `restart` is set."""
+def check_finished(folder: Path, ours: dict, questions: str, restart: bool):
+    """Raises `InputError` where a run's results would destroy what is not its own: a model that no
+    run has left, or the results of other settings or questions, unless `restart` is set.
+
+    `ours`: the run's `identity`; `questions`: the digest of its questions, as a record has it."""
     record = record_there(folder)
     if (folder / "model").exists() and not (record or (folder / COUNT).exists()):
-        raise refusal(str(folder / "model"), "no run has left it there", "Give another folder")
-    if s.restart or not record:
+        raise refusal(folder / "model", "no run has left it there", "Give another folder")
+    if restart or not record:
         return
-    where, settings = folder / "record.json", record.get("settings")
-    if record.get("experiment") not in ("train", "trial") or not isinstance(settings, dict):
-        raise refusal(str(where), "it is no record of a training", "Give another folder")
-    here = {**dataclasses.asdict(s), "processes": processes, "questions": questions_digest(samples)}
-    there = {**settings, "processes": record["processes"]}
-    there["questions"] = record["data"]["sha256_questions"]
-    for free in FREE:
-        here.pop(free), there.pop(free, None)
-    _same_run(where, there, json.loads(json.dumps(here)), "a finished", "")
+    path, settings, data = folder / "record.json", record.get("settings"), record.get("data")
+    if not isinstance(settings, dict) or not isinstance(data, dict):
+        raise refusal(path, "it is no record of a training", "Give another folder")
+    there = {k: v for k, v in settings.items() if k not in FREE}
+    there |= {"processes": record.get("processes"), "questions": data.get("sha256_questions")}
+    here = {k: v for k, v in ours.items() if k not in ("format", "data")}
+    _same_run(path, there, here | {"questions": questions}, "a finished", "")
 
 # %% ../nbs/34_checkpoints.ipynb #3531e881
 @contextlib.contextmanager

@@ -179,10 +179,10 @@ def begin_command(folder: str, mark: str) -> str:
     """That which a run begins with: it writes whose the folder is. Checkpoints and record that the
     study's own run of other settings has left there go; `say` of the Snakefile tells it first."""
     names = ("fingerprint.txt", "checkpoints", "record.json")
-    whose, *old = (shlex.quote(os.path.join(folder, name)) for name in names)
-    for_each = " ".join(old)
+    whose, checkpoints, record = (shlex.quote(os.path.join(folder, name)) for name in names)
     return (
-        f'if [ -e {whose} ] && [ "$(cat {whose})" != {mark} ]; then for old in {for_each}; do '
+        f'if [ -e {whose} ] && [ "$(cat {whose})" != {mark} ]; then '
+        f"for old in {checkpoints} {record}; do "
         'if [ -e "$old" ]; then say deletes "$old: it is of a run of other settings"; fi; '
         f'rm -rf "$old"; done; fi; echo {mark} > {whose}'
     )

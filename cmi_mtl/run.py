@@ -141,7 +141,7 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict) -> 
     part = partial_of(output)
     paths = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, part)]
     papermill.execute_notebook(*paths, parameters, **kernel, **said, progress_bar=False)
-    return part.rename(output)
+    return part.replace(output)
 
 # %% ../nbs/44_run.ipynb #3df3b324
 def run_folder(notebook: str | Path, parameters: dict) -> Path:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 # %% ../nbs/37_train.ipynb #be1d0e98
-from .batches import QuestionSet, data_summary, prepare_samples
+from .batches import QuestionSet, data_summary, prepare_samples, questions_digest
 from .build import build_model, model_record
 from cmi_mtl.checkpoints import (
     COUNT,
@@ -256,7 +256,7 @@ def train(
     splits = ("train", "validation", "test")
     rows = {x: [i for i, sample in enumerate(samples) if sample.split == x] for x in splits}
     with alone_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        check_finished(folder, s, samples, accelerator.num_processes)
+        check_finished(folder, ours, questions_digest(samples), s.restart)
         progress, state = first_place(s, folder, checkpoints, accelerator)
         run = prepare_run(s, samples, accelerator, progress, state, checkpoints)
         _say_counts(run, rows)

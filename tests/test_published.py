@@ -116,6 +116,19 @@ def test_pictures_are_rebuilt(rebuilt):
         assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1, path.name
 
 
+def test_a_comparison_without_a_row_is_refused(tmp_path, capsys):
+    "Records there are, but of a variant that the page has no row for."
+    name = "train-phantom-no_cifr-seed0.json"
+    write_json(
+        tmp_path / "records" / name,
+        json.loads((FIGURES / "records" / name).read_text(encoding="utf-8")),
+    )
+    argv = [str(ROOT / "nbs/experiments/comparison.ipynb"), "--out", str(tmp_path / "page")]
+    argv += ["-p", "dataset", "phantom", "-p", "records", str(tmp_path / "records")]
+    assert run.main(argv) == 1
+    assert "no row of this page has a record. Make and publish one" in capsys.readouterr().err
+
+
 def test_a_page_of_two_recipes_is_refused(tmp_path):
     "Before it is written: what differs is then not the models' own."
     for name in ("cmi_mtl", "pooled"):

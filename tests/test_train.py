@@ -441,6 +441,22 @@ def test_finished_run_is_done_anew(settings, alone, tmp_path):
         assert_alike(again, alone)  # and: the same settings give the same record
 
 
+def test_results_of_other_settings_are_not_replaced(settings, tmp_path):
+    "And files that no run has left stay, also where a restart replaces the run."
+    foreign = [tmp_path / name for name in ("checkpoints/my.ckpt", "tensorboard/notes", "my.txt")]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("work", encoding="utf-8")
+    one, two = replace(settings, epochs=1), replace(settings, epochs=2)
+    T.train(one, tmp_path)
+    before = (tmp_path / "record.json").read_bytes()
+    with pytest.raises(InputError, match="a finished run of its own: epochs is 1 there, 2 here"):
+        T.train(two, tmp_path)
+    assert (tmp_path / "record.json").read_bytes() == before
+    assert T.train(replace(two, restart=True), tmp_path)["test_scorings"] == 2
+    assert all(path.read_text(encoding="utf-8") == "work" for path in foreign)
+
+
 def test_a_scoring_that_was_killed_is_counted(settings, alone, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
