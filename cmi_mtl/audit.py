@@ -100,7 +100,7 @@ def load_audited(folder: str | Path) -> CMIMTL:
     `CMIMTL.from_pretrained` refuses it: it builds the parts that the paper describes. Raises
     `InputError` where the folder holds no model, or a damaged one."""
     if not (Path(folder) / "config.json").is_file():
-        raise refusal(str(folder), "no saved model", "Give a finished run's model/")
+        raise refusal(folder, "no saved model", "Give a finished run's model/")
     with damage_is_said(folder):
         config = CMIMTLConfig.from_pretrained(folder)
         model = depart(CMIMTL(config), getattr(config, "audit", None))

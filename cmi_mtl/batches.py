@@ -82,14 +82,14 @@ def data_summary(
 
 # %% ../nbs/32_batches.ipynb #cec59c1b
 class Pictures:
-    """Distinct pictures, by number: their tokens where the encoder is frozen, else 8-bit squares.
+    """Distinct pictures, by number: their tokens where they are kept, else 8-bit squares.
 
     `digests`: SHA-256 of their files. Number n = len(digests) is a blank picture."""
 
-    def __init__(self, paths: list, model: CMIMTL, frozen: bool, device: torch.device):
-        self.digests, self.frozen = [sha256_file(p) for p in paths], frozen
+    def __init__(self, paths: list, model: CMIMTL, tokens_kept: bool, device: torch.device):
+        self.digests, self.tokens_kept = [sha256_file(p) for p in paths], tokens_kept
         side = model.config.image_size
-        if frozen:
+        if tokens_kept:
             self.tokens, self.blank = picture_tokens(model, paths, self.digests, device)
         else:
             self.squares = torch.from_numpy(np.stack([square(p, side) for p in paths]))
@@ -98,7 +98,7 @@ class Pictures:
         "Tokens (b, N, d) or squares (b, S, S, 3) of these numbers."
         blank = which == len(self.digests)
         which = which.where(~blank, 0)
-        if not self.frozen:
+        if not self.tokens_kept:
             squares = self.squares[which]
             squares[blank] = 0
             return squares
@@ -170,19 +170,21 @@ def check_coverage(c: dict):
 class QuestionArrays:
     """All samples as arrays: numbers of pictures and questions, token ids, answers, types.
 
-    `frozen`: whether the encoders' tokens are kept in place of pictures and ids. Raises
+    `tokens_kept`: whether the encoders' tokens are kept in place of pictures and ids. Raises
     `InputError` as `check_coverage` does."""
 
-    def __init__(self, samples: list[VQASample], model: CMIMTL, frozen: bool, device: torch.device):
-        self.samples, self.config, self.frozen = samples, model.config, frozen
+    def __init__(
+        self, samples: list[VQASample], model: CMIMTL, tokens_kept: bool, device: torch.device
+    ):
+        self.samples, self.config, self.tokens_kept = samples, model.config, tokens_kept
         pictures = {p: i for i, p in enumerate(dict.fromkeys(s.image for s in samples))}
         questions = {q: i for i, q in enumerate(dict.fromkeys(s.question for s in samples))}
         self.image_ids = torch.tensor([pictures[s.image] for s in samples])
         self.question_ids = torch.tensor([questions[s.question] for s in samples])
-        self.question_words = question_coverage(
+        self.question_coverage = question_coverage(
             model.processor.tokenizer, list(questions), model.config.max_question_length
         )
-        check_coverage(self.question_words)
+        check_coverage(self.question_coverage)
         words = model.processor.words(list(questions))
         self.input_ids, self.attention_mask = words["input_ids"], words["attention_mask"]
         vocabulary = AnswerVocabulary(model.config.answers)
@@ -191,10 +193,10 @@ class QuestionArrays:
         writes, longest = model.processor.generator_tokenizer, model.config.max_answer_length
         written = [normalise_answer(s.answer) for s in samples]
         self.generator_labels = answer_labels(writes, written, longest)
-        self.generator_answers = answer_coverage(writes, taught_answers(samples), longest)
-        self.pictures = Pictures(list(pictures), model, frozen, device)
+        self.answer_coverage = answer_coverage(writes, taught_answers(samples), longest)
+        self.pictures = Pictures(list(pictures), model, tokens_kept, device)
         self.digests = self.pictures.digests
-        if frozen:
+        if tokens_kept:
             ids, mask = self.input_ids, self.attention_mask
             self.text_tokens = question_tokens(model, ids, mask, device)
 
@@ -218,7 +220,7 @@ class QuestionSet(QuestionArrays):
         longest = mask.shape[1] if pads_all(self.config) else int(mask.sum(1).max())
         out = {"attention_mask": mask[:, :longest], "question_ids": asked}
         out |= {"image_ids": image, "image_index": index}
-        if not self.frozen:
+        if not self.tokens_kept:
             ids = self.input_ids[asked][:, :longest]
             return out | {"squares": self.pictures[pictures], "input_ids": ids}
         words = torch.from_numpy(self.text_tokens[asked.numpy(), :longest]).float()
@@ -228,7 +230,7 @@ class QuestionSet(QuestionArrays):
         labels, types = self.labels[rows], self.type_labels[rows]
         open_rows = types.nonzero()[:, 0]
         written = self.generator_labels[rows][open_rows]
-        if len(open_rows) == 0:
+        if len(open_rows) == 0:  # one row to ignore
             open_rows, written = torch.tensor([0]), torch.full((1, 1), -100)
         longest = max(1, int((written != -100).sum(1).max()))
         return {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'taught_answers', 'build_tokenizers', 'configure', 'fusion_defaults', 'check_options', 'try_out',
-           'build_model', 'encoder_record', 'fusion_options', 'shapes_digest', 'model_record', 'model_from_record']
+           'build_model', 'encoder_record', 'shapes_digest', 'model_record', 'model_from_record']
 
 # %% ../nbs/31_build.ipynb #a9f4987d
 import inspect
@@ -40,7 +40,7 @@ from .ffae import answer_length, build_answer_tokenizer
 from .model import CMIMTL, freeze_encoders
 from .pretrained import with_pretrained_encoders
 from .samples import AnswerVocabulary, VQASample, normalise_answer
-from .settings import Settings, between, one_of, positive, switch, variant_options, whole
+from .settings import Settings, between, faults, is_switch, one_of, positive, whole
 
 # %% ../nbs/31_build.ipynb #9a8be649
 def taught_answers(samples: list[VQASample]) -> list[str]:
@@ -65,7 +65,7 @@ def configure(s: Settings, samples: list[VQASample], words, generator_words) -> 
     "The configuration of a model for these samples, as the variant and `model_options` want it."
     answers = AnswerVocabulary.from_samples(answers_seen(s.variant, samples)).answers
     longest = answer_length(generator_words, taught_answers(samples))
-    options = {"max_answer_length": longest, **variant_options(s.variant), **s.model_options}
+    options = {"max_answer_length": longest, **s.options_of_model}
     if s.preset == "tiny":
         return tiny_config(answers, words, generator_words, **options)
     if s.preset == "compact":
@@ -88,7 +88,7 @@ OPTIONS = {
         "max_question_length",
     ),
     "a whole number of at least 0, below 2**31": (whole(0, 2**31), "question_attention"),
-    "true or false": (switch, "global_path fvta mend_negatives cifr ffae image_positions"),
+    "true or false": (is_switch, "global_path fvta mend_negatives cifr ffae image_positions"),
     "0 or a share below 1": (between(0, 1), "dropout"),
     "0, a share below 1, or null": (lambda v: v is None or between(0, 1)(v), "classifier_dropout"),
     "a number of at least 0": (between(0), "alpha beta gamma"),
@@ -116,14 +116,14 @@ def fusion_defaults(fusion: str) -> dict:
     return {k: value for k, value in own.items() if k != "dropout"}  # a field of its own
 
 
-def _fusion_faults(fusion="cross_mamba", fusion_options=None, **others):
+def _fusion_faults(options: dict):
     """What is wrong with a fusion's options: they are of the kind of their defaults, and counts are
     at least 1, or 0 where that is the default."""
-    defaults = fusion_defaults(fusion)
-    for name, value in (fusion_options or {}).items():
+    defaults = fusion_defaults(options.get("fusion", "cross_mamba"))
+    for name, value in (options.get("fusion_options") or {}).items():
         default = defaults.get(name)
-        if switch(default):
-            fits, rule = switch(value), "true or false"
+        if is_switch(default):
+            fits, rule = is_switch(value), "true or false"
         elif isinstance(default, int):
             low = min(1, default)
             fits, rule = whole(low, 2**31)(value), f"a number, whole and at least {low}"
@@ -137,15 +137,9 @@ def _fusion_faults(fusion="cross_mamba", fusion_options=None, **others):
 # %% ../nbs/31_build.ipynb #5eb740a7
 def check_options(options: dict):
     "Raises one `InputError` that lists every model option that is unknown or out of range."
-    known = set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "answers"}
-    hint = f"Known are {', '.join(sorted(known))}"
-    problems = [Problem(f"model option {k!r}", "unknown", hint) for k in options if k not in known]
-    for rule, (fits, names) in OPTIONS.items():
-        for name in names.split():
-            if name in options and not fits(options[name]):
-                where = f"model option {name}={options[name]!r}"
-                problems.append(Problem(where, "out of range", f"It must be {rule}"))
-    if problems := problems or list(_fusion_faults(**options)):
+    known = sorted(set(inspect.signature(CMIMTLConfig).parameters) - {"kwargs", "answers"})
+    problems = faults("model option", options, OPTIONS, known) or list(_fusion_faults(options))
+    if problems:
         raise InputError(problems)
 
 # %% ../nbs/31_build.ipynb #3a86d078
@@ -157,7 +151,8 @@ def try_out(model: CMIMTL):
     `ArithmeticError` for a loss that is not finite."""
     training, p = model.training, model.processor
     batch = p([np.zeros((8, 8), np.uint8)], ["word " * model.config.max_question_length])
-    batch["input_ids"][0, 1], one = len(p.tokenizer) - 1, torch.tensor([1])
+    batch["input_ids"][0, 1] = len(p.tokenizer) - 1
+    one = torch.tensor([1])
     written = torch.tensor([[len(p.generator_tokenizer) - 1]])
     targets = dict(labels=one - 1, type_labels=one, open_rows=one - 1, generator_labels=written)
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +169,7 @@ def build_model(s: Settings, samples: list[VQASample]) -> CMIMTL:
 
     Seeded by the settings. Raises `InputError` for wrong `model_options`, also where they only fail
     together, and where start weights are not at hand."""
-    check_options({**variant_options(s.variant), **s.model_options})
+    check_options(s.options_of_model)
     weights = PRESET_WEIGHTS[s.preset]
     seed_everything(s.seed)
     try:
@@ -207,11 +202,6 @@ def encoder_record(encoder: nn.Module, name: str | None) -> dict:
     return {"name": name, "sha256": checksum, "configuration": configuration}
 
 
-def fusion_options(config: CMIMTLConfig) -> dict:
-    "All options of the fusion's blocks: those given, and the defaults of the others."
-    return {**fusion_defaults(config.fusion), **config.fusion_options}
-
-
 def shapes_digest(model: CMIMTL) -> str:
     "SHA-256 of the names and shapes of all weights."
     return sha256_json(sorted((name, list(x.shape)) for name, x in model.state_dict().items()))
@@ -225,7 +215,7 @@ def model_record(model: CMIMTL, preset: str) -> dict:
         **{name: getattr(c, name) for name in sorted(fields)},
         "image_encoder": encoder_record(model.image_encoder, start.get("image")),
         "text_encoder": encoder_record(model.text_encoder, start.get("text")),
-        "fusion_options": fusion_options(c) if c.cifr else {},
+        "fusion_options": {**fusion_defaults(c.fusion), **c.fusion_options} if c.cifr else {},
         "answers": {"size": len(c.answers), "sha256": sha256_json(c.answers)},
         "shapes": shapes_digest(model),
     }

@@ -159,23 +159,23 @@ def damage_is_said(where: str | Path):
     except Exception as e:  # on damaged files, readers raise whatever they stumble over
         said = [type(e).__name__, *str(e).splitlines()[:1]]
         what = f"the saved model is damaged ({': '.join(said)})"
-        raise refusal(str(where), what, "Copy it anew, or train it anew") from e
+        raise refusal(where, what, "Copy it anew, or train it anew") from e
 
 # %% ../nbs/appendix/25a_config.ipynb #e30ef1df
 def check_saved(folder: str | Path):
     "Raises `InputError` where the folder holds no saved `CMIMTL`, a damaged one, or the audit's."
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise refusal(str(folder), "no saved model", "Give the folder that holds its config.json")
+        raise refusal(folder, "no saved model", "Give the folder that holds its config.json")
     with damage_is_said(path):
         saved = json.loads(path.read_text(encoding="utf-8"))
         kind, audit = saved.get("model_type"), saved.get("audit")
     if kind != CMIMTLConfig.model_type:
         what = f"no saved model of ours, its model_type is {kind!r}"
-        raise refusal(str(path), what, "Give a finished run's model/")
+        raise refusal(path, what, "Give a finished run's model/")
     if audit:
         what = f"a model of the audit ({audit}), its parts are not the paper's"
-        raise refusal(str(folder), what, "Load it by cmi_mtl.audit.load_audited")
+        raise refusal(folder, what, "Load it by cmi_mtl.audit.load_audited")
 
 
 def check_weights(folder: str | Path, model: nn.Module, info: dict):
@@ -190,7 +190,7 @@ def check_weights(folder: str | Path, model: nn.Module, info: dict):
     for fault, names in faults.items():
         if names:
             what = f"{fault}: {', '.join(names[:3])} …"
-            raise refusal(str(folder), what, "Use the version that saved it, or retrain")
+            raise refusal(folder, what, "Use the version that saved it, or retrain")
 
 # %% ../nbs/appendix/25a_config.ipynb #7166fccc
 @dataclass(eq=False)

@@ -6,7 +6,7 @@
 __all__ = ['SET_CACHE', 'ROOTS', 'RECORD_SCHEMA', 'Problem', 'InputError', 'NotWritable', 'refusal', 'atomic_path', 'write_text',
            'write_json', 'write_jsonl', 'read_jsonl', 'held', 'check_room', 'value_of', 'sha256_file', 'sha256_json',
            'cache_home', 'data_home', 'find_weights', 'seed_everything', 'pick_device', 'device_name',
-           'package_versions', 'provenance', 'check_schema']
+           'package_versions', 'provenance', 'read_record', 'check_schema']
 
 # %% ../nbs/01_core.ipynb #36a0beab
 import ast
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def check_room(folder: str | Path, needed: int):
     free = shutil.disk_usage(folder).free
     if free < needed:
         what = f"has room for {free / 1e6:.0f} MB, {needed / 1e6:.0f} MB are needed"
-        raise refusal(str(folder), what, f"Make room. Or: {SET_CACHE}")
+        raise refusal(folder, what, f"Make room. Or: {SET_CACHE}")
 
 # %% ../nbs/01_core.ipynb #8096f6f4
 def value_of(text: str):
@@ -250,9 +251,8 @@ def pick_device(name: str | None = None) -> "torch.device":
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as e:
-        raise refusal(
-            f"device={name!r}", str(e).splitlines()[0], "Use 'cpu', 'cuda' or 'cuda:N'"
-        ) from e
+        what = str(e).splitlines()[0]
+        raise refusal(f"device={name!r}", what, "Use 'cpu', 'cuda' or 'cuda:N'") from e
     return device
 
 # %% ../nbs/01_core.ipynb #7245d50b
@@ -270,21 +270,12 @@ def device_name(device: "torch.device") -> str:
 
 # %% ../nbs/01_core.ipynb #a2527c1d
 ROOTS = (
-    "cmi_mtl",
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "tokenizers",
-    "numpy",
-    "scikit-learn",
-    "pillow",
-    "mamba-ssm",
-    "causal-conv1d",
-)
+    "cmi_mtl torch transformers accelerate safetensors tokenizers numpy scikit-learn pillow "
+    "mamba-ssm causal-conv1d"
+).split()
 
 
-def package_versions(roots: tuple = ROOTS) -> dict[str, str]:
+def package_versions(roots: Iterable[str] = ROOTS) -> dict[str, str]:
     """Versions of the installed distributions `roots`, of all that these can require, and so on.
 
     Those beside cmi_mtl are for a checkout that is on the path but is not installed."""
@@ -334,13 +325,25 @@ def provenance(device: "torch.device") -> dict:
 RECORD_SCHEMA = 2
 
 
+def read_record(path: str | Path, way_out: str = "Fetch or publish it again") -> dict:
+    "A record, of a run or a published one. Raises `InputError` where there is none that is whole."
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise refusal(path, f"cannot be read ({e.strerror})", way_out) from e
+    except (ValueError, RecursionError) as e:
+        raise refusal(path, "it was cut off or is no JSON", way_out) from e
+    if not isinstance(record, dict):
+        raise refusal(path, "is no record", way_out)
+    return record
+
+
 def check_schema(record: dict, where: str):
     "Raises `InputError`, naming `where`, for a record without a schema or of another one."
     found = record.get("schema")
     if found is None:
-        raise refusal(
-            where, "the model's configuration is not recorded", "Run it again with this version"
-        )
+        what = "the model's configuration is not recorded"
+        raise refusal(where, what, "Run it again with this version")
     if found != RECORD_SCHEMA:
         what = f"its schema is {found!r}, this version reads {RECORD_SCHEMA}"
         raise refusal(where, what, "Read it with the commit that it names, or run it again")

@@ -218,8 +218,8 @@ def query_relevance(encoded: EncodedQuestion, answer: str) -> Tensor:
     model, seen = encoded.model, {}
 
     def keep(module, inputs, output):
-        seen["z"] = output.detach().requires_grad_()
-        return seen["z"]
+        seen["f"] = output.detach().requires_grad_()
+        return seen["f"]
 
     hook = model.fvta.register_forward_hook(keep)
     try:
@@ -227,8 +227,8 @@ def query_relevance(encoded: EncodedQuestion, answer: str) -> Tensor:
             score = classifier_score(answer)(model, encoded.output())[0]
     finally:
         hook.remove()
-    (gradient,) = torch.autograd.grad(score, seen["z"])
-    relevance = (gradient * seen["z"]).sum(-1)[0].relu().detach()  # (K,)
+    (gradient,) = torch.autograd.grad(score, seen["f"])
+    relevance = (gradient * seen["f"]).sum(-1)[0].relu().detach()  # (K,)
     return through_queries(encoded, relevance)
 
 # %% ../nbs/40_explain.ipynb #1e484f96

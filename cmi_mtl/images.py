@@ -104,7 +104,7 @@ def read_image(path: str | Path) -> Image.Image:
     pages or frames."""
     if not os.path.exists(path):  # False, too, for a text too long to be a path
         remedy = "Correct the path or put the file there"
-        raise refusal(str(path), "no such image file", remedy)
+        raise refusal(path, "no such image file", remedy)
     return _read(Path(path), str(path))
 
 # %% ../nbs/11_images.ipynb #0e6c0b09
@@ -200,13 +200,13 @@ def read_label_map(path: str | Path) -> np.ndarray:
         a = np.asarray(Image.open(path))
     except Exception as e:
         raise refusal(
-            str(path), f"cannot be read as a label map ({e})", "Replace it by a whole PNG file"
+            path, f"cannot be read as a label map ({e})", "Replace it by a whole PNG file"
         ) from e
     if a.ndim == 2:
         return a.astype(int)
     a = a[..., :3] if a.shape[2] > 2 else a[..., :1]
     if (a != a[..., :1]).any():
         raise refusal(
-            str(path), "is a colour picture, not a label map", "Give each region one grey level"
+            path, "is a colour picture, not a label map", "Give each region one grey level"
         )
     return a[..., 0].astype(int)

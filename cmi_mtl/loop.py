@@ -13,7 +13,6 @@ import math
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,8 +39,7 @@ def start_run(
     rows: list[int],
     accelerator: Accelerator,
     progress: Progress,
-    folder: Path,
-    checkpoints: "Checkpoints",
+    checkpoints: Checkpoints,
 ) -> Run:
     "Optimiser and schedule for training `model` on these rows, from the start."
     # betas: paper
@@ -50,17 +48,16 @@ def start_run(
     schedule = one_cycle(optimiser, s, steps * s.epochs)
     model, optimiser = accelerator.prepare(model, optimiser)
     return Run(
-        s,
-        data,
-        torch.tensor(rows),
-        steps,
-        model,
-        accelerator,
-        optimiser,
-        schedule,
-        progress,
-        folder,
-        checkpoints,
+        settings=s,
+        data=data,
+        rows=torch.tensor(rows),
+        steps=steps,
+        model=model,
+        accelerator=accelerator,
+        optimiser=optimiser,
+        schedule=schedule,
+        progress=progress,
+        checkpoints=checkpoints,
     )
 
 # %% ../nbs/35_loop.ipynb #ae64db45

@@ -7,11 +7,11 @@ __all__ = ['MEASURES', 'RIVALS', 'pointing', 'energy', 'best_iou', 'centre_map',
            'read_map_records', 'rows_by_method', 'is_judged', 'best_map']
 
 # %% ../nbs/appendix/41b_map_measures.ipynb #b9d4b636
-import json
 from pathlib import Path
 
 import numpy as np
 
+from .core import read_record
 from .intervals import cluster_bootstrap
 
 # %% ../nbs/appendix/41b_map_measures.ipynb #c717d08c
@@ -87,9 +87,10 @@ def read_map_records(
 ) -> dict[str, dict]:
     """What was measured of the maps of each training of a variant, by file name.
 
-    `records`: the folder of published records. Empty where nothing of the kind is there."""
+    `records`: the folder of published records. Empty where nothing of the kind is there. Raises
+    `InputError` for a record that is not whole."""
     found = sorted(Path(records, "grounding").glob(f"{dataset}-{variant}-seed*-{split}.json"))
-    return {f"grounding/{p.name}": json.loads(p.read_text(encoding="utf-8")) for p in found}
+    return {f"grounding/{p.name}": read_record(p) for p in found}
 
 
 def rows_by_method(records: dict[str, dict]) -> dict[str, list[dict]]:

@@ -133,7 +133,7 @@ def load_phantom(
     """The phantom data, drawn into `root` (else `cache_home()`) when they are not there yet.
 
     The folder's name holds all that determines the data: number, seed, size, and version of the
-    drawing code. Drawing takes about 15 ms of one core for a picture of 128 pixels. Raises
+    drawing code. Drawing takes 20 to 40 ms of one core for a picture of 128 pixels. Raises
     `InputError` as `make_phantom` does, and where files of a folder have been deleted since."""
     folder = Path(root or cache_home()) / f"phantom-{n_images}-{seed}-{size}-v{VERSION}"
     if not folder.exists():

@@ -221,16 +221,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         checkpoint = open_checkpoint(path)
     except FileNotFoundError as e:
-        raise refusal(str(path), "there is no such file", "Correct the path") from e
+        raise refusal(path, "there is no such file", "Correct the path") from e
     except Exception as e:  # a damaged pickle can raise anything
         unsafe = isinstance(e, pickle.UnpicklingError)
         why = "there is more in it than tensors and plain values" if unsafe else str(e)
         what = f"cannot be read as a checkpoint ({why.split(chr(10))[0]})"
-        raise refusal(str(path), what, "Fetch it again") from e
+        raise refusal(path, what, "Fetch it again") from e
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         what = "no Lightning checkpoint: there is no state_dict"
-        raise refusal(str(path), what, "Give M3AE's .ckpt")
+        raise refusal(path, what, "Give M3AE's .ckpt")
     return state
 
 # %% ../nbs/26_pretrained.ipynb #a764dbe2

@@ -72,9 +72,8 @@ def this_python() -> type:
 
         def _ip_default(self):
             sockets = str(Path(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex[:12]}"))
-            if (
-                len(os.fsencode(sockets)) > 100
-            ):  # a system's limit is 104 or 108, with "-5" at the end
+            # a system's limit is 104 or 108, with "-5" at the end
+            if len(os.fsencode(sockets)) > 100:
                 remedy = "Set TMPDIR to a shorter one, such as /tmp"
                 raise refusal(sockets, "too long a path for a socket", remedy)
             return sockets
@@ -88,13 +87,11 @@ def this_python() -> type:
 # %% ../nbs/44_run.ipynb #986ab5c3
 def _unknown(parameters: dict, known: set[str], notebook: str) -> list[Problem]:
     "Parameters that a notebook does not take, each with the nearest that it does."
-    problems = []
-    for p in parameters:
+    problems, what = [], f"{notebook} has none of that name"
+    for p in (p for p in parameters if p not in known):
         close = difflib.get_close_matches(p, known, 1)
         hint = f"Did you mean {close[0]!r}" if close else f"It takes {', '.join(sorted(known))}"
-        if p not in known:
-            what = f"{notebook} has none of that name"
-            problems.append(Problem(f"parameter {p!r}", what, hint))
+        problems.append(Problem(f"parameter {p!r}", what, hint))
     return problems
 
 # %% ../nbs/44_run.ipynb #315fb14f

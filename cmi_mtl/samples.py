@@ -65,9 +65,8 @@ class VQASample:
         return self.image_digest or self.image_id
 
 # %% ../nbs/10_samples.ipynb #a7e6e746
-FULL_WIDTH = {
-    code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)
-}  # as East Asian fonts write ５ and ％
+# as East Asian fonts write ５ and ％
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 ONE_SIGN = str.maketrans("−–—‐‑’⁄", "-----'/")
 
 
@@ -80,9 +79,8 @@ def plain_text(text) -> str:
 
 # %% ../nbs/10_samples.ipynb #0cc821e7
 NO_MEANING = set("|`®™©")
-NUMBER_BEFORE = re.compile(
-    r"(?<![^\s(<>≤≥±=~+-])[\d.]+(?:[-/][\d.]+)*$"
-)  # a number, not the end of a name such as l4
+# a number, not the end of a name such as l4
+NUMBER_BEFORE = re.compile(r"(?<![^\s(<>≤≥±=~+-])[\d.]+(?:[-/][\d.]+)*$")
 
 
 def keeps_meaning(text: str, i: int) -> bool:
@@ -132,9 +130,8 @@ def normalise_answer(answer) -> str:
     """The form in which two answers are compared, '' for one without letter, digit or symbol.
     Takes any type that has a `str`."""
     text, before = plain_text(answer), None
-    while (
-        text != before
-    ):  # a sign that goes may bring others together: until nothing changes any more
+    # a sign that goes may bring others together: until nothing changes any more
+    while text != before:
         before, text = text, simplified(text)
     return text
 

@@ -48,14 +48,6 @@ def _reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
         y = y + D[:, None] * u  # past the state
     return y if z is None else y * F.silu(z)
 
-# %% ../nbs/21_scan.ipynb #ffb125a8
-def _inert(lengths, delta_softplus, delta, *others):
-    "`delta` and `others` with padding that neither enters nor leaves the state, whatever is there."
-    padding = ~length_mask(lengths, delta.shape[2])[:, None]
-    still = -80.0 if delta_softplus else 0.0  # softplus(-80) is a step of 1e-35
-    others = [None if x is None else x.masked_fill(padding, 0.0) for x in others]
-    return [delta.masked_fill(padding, still), *others]
-
 # %% ../nbs/21_scan.ipynb #29ceb878
 def hidden_attention(delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, lengths=None):
     """The matrix M with `selective_scan(u, ...) = M u` (no gate z): (batch, d, L, L).
@@ -87,6 +79,14 @@ def _plain_conv(x, weight, bias, activation):
     y = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
     y = y[..., : x.shape[2]]  # what the padding at the end has added goes
     return F.silu(y) if activation else y
+
+# %% ../nbs/21_scan.ipynb #ffb125a8
+def _inert(lengths, delta_softplus, delta, *others):
+    "`delta` and `others` with padding that neither enters nor leaves the state, whatever is there."
+    padding = ~length_mask(lengths, delta.shape[2])[:, None]
+    still = -80.0 if delta_softplus else 0.0  # softplus(-80) is a step of 1e-35
+    others = [None if x is None else x.masked_fill(padding, 0.0) for x in others]
+    return [delta.masked_fill(padding, still), *others]
 
 # %% ../nbs/21_scan.ipynb #27642c50
 PATHS = ("cuda", "compiled", "chunked", "reference")

@@ -136,7 +136,7 @@ def score_test(run: Run, test: list[int], temperature: float) -> tuple[list[dict
     nearest, how_near = near_training(run.data.samples, test)
     measures = {**nearest, **without_the_picture(run, test)}
     for i, row in enumerate(predictions):
-        row |= {name: values[i] for name, values in measures.items()}
+        row.update({name: values[i] for name, values in measures.items()})
     scores = {"nearest_question": how_near, "test": score(predictions)}
     if writes:
         scores["test_generated"] = score(predictions, "generated_correct")

@@ -19,7 +19,7 @@ import cmi_mtl.train as T
 from cmi_mtl import checkpoints, loop, scores
 from cmi_mtl.core import read_jsonl
 from cmi_mtl.model import CMIMTL
-from cmi_mtl.settings import make_settings
+from cmi_mtl.settings import CHANGES_NO_NUMBER, make_settings
 
 MODEL = dict(
     hidden_size=16,
@@ -75,7 +75,7 @@ def outcome(folder):
         record.pop(k)
     for row in record["history"]:
         row.pop("seconds")
-    for k in ("restart", "save_every", "tensorboard", "data_root"):
+    for k in CHANGES_NO_NUMBER:
         record["settings"].pop(k)
     history = [
         json.loads(line)

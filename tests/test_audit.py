@@ -79,7 +79,6 @@ def begun(top, samples, tmp_path):
             rows,
             accelerator,
             checkpoints.Progress(),
-            tmp_path,
             checkpoints.Checkpoints(tmp_path / "checkpoints", {}),
         )
 

@@ -600,8 +600,9 @@ def test_interrupted(tmp_path):
 # what is given -> parts of the message
 SETTINGS = [
     (dict(preset="huge"), ("preset='huge'", "unknown preset", "tiny, compact, paper")),
-    (dict(preset=["tiny"]), ("preset=['tiny']", "a list, no name", "Give one name")),
-    (dict(preset=0), ("preset=0", "a int, no name")),
+    (dict(preset=["tiny"]), ("preset=['tiny']", "unknown preset", "tiny, compact, paper")),
+    (dict(preset=0), ("preset=0", "unknown preset")),
+    (dict(preset=""), ("preset=''", "unknown preset")),
     (dict(dataset=["slake"]), ("dataset=['slake']", "a list, no name", "such as slake")),
     (dict(variant=["pooled"]), ("variant=['pooled']", "one of cmi_mtl")),
     (dict(seed=99999999999999999999), ("seed=9999", "at least 0, below 2**63")),

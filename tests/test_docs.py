@@ -111,7 +111,7 @@ def test_directives_are_done_and_not_shown(site, pages):
     assert not [name for name, t in text.items() if 'class="c1">#|' in t]
     fvta = text["22_fvta.html"]
     assert fvta.count('<details class="example">') == 3 and "api/fvta.html" in fvta
-    assert "summary_table(records)" not in text["index.html"], "a hidden cell"
+    assert "summary_table(published)" not in text["index.html"], "a hidden cell"
     assert "<table>" in text["index.html"], "what it shows"
     assert 'class="arithmatex"' in fvta and "tex-svg-full.js" in pages["22_fvta.html"].loads
     assert (site / "tex-svg-full.js").stat().st_size > 1e6

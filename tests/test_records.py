@@ -485,6 +485,16 @@ def test_predictions_of_another_run_are_not_joined(runs, tmp_path):
     assert not (tmp_path / "records").exists()
 
 
+def test_a_record_without_scores_is_not_published(runs, tmp_path):
+    run = copy_of(runs["seed0"], tmp_path / "run")
+    record = read(run / "record.json")
+    del record["test"]
+    write_json(run / "record.json", record)
+    with pytest.raises(InputError, match="record.json: it has no scores of the test split. Make"):
+        publish(run, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+
+
 def test_a_record_of_other_settings_is_not_overwritten(runs, tmp_path):
     target = publish(runs["seed0"], tmp_path / "records")
     before, record = target.read_bytes(), read(runs["seed0"] / "record.json")
@@ -543,7 +553,7 @@ def test_corrected_answers_are_other_test_questions(records):
         tables.results_table(records)
 
 
-@pytest.mark.parametrize("schema", ["2", "none", 2.5])
+@pytest.mark.parametrize("schema", ["2", "none", 2.5, 1])
 def test_a_schema_of_any_type_is_refused(records, schema):
     records["train-table-cmi_mtl-seed1.json"]["schema"] = schema
     with pytest.raises(InputError, match="its schema is"):
@@ -561,7 +571,7 @@ def test_the_first_kind_of_a_table_of_numbers_counts(records):
     one = records["train-table-cmi_mtl-seed0.json"]
     kinds = [i % 2 for i in range(len(one["per_question"]["qid"]))]
     one["per_question"]["question_type"] = kinds
-    lines = tables.kinds_table([one], [one]).splitlines()[2:]
+    lines = tables.kinds_table({"cmi_mtl": [one], "usual_answer": [one]}).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| 0", "| 1"]
 
 
@@ -610,22 +620,6 @@ def test_seeds_that_differ_are_not_averaged(records, place, value, message):
         tables.results_table(records)
 
 
-@pytest.mark.parametrize("schema", [None, 1])
-def test_older_records_leave_the_comparison(records, schema):
-    "Those without a schema, and those of the time when a run chose its epoch and was refitted."
-    before, old = tables.results_table(records), dict(records["train-table-cmi_mtl-seed1.json"])
-    del old["schema"]
-    if schema:
-        old |= {"schema": schema, "best_epoch": 1, "refit": True}
-    after = tables.results_table({**records, "train-table-cmi_mtl-seed9.json": old})
-    assert after.startswith(before) and after[len(before) :].strip().startswith(
-        "**Older records.**"
-    )
-    assert after[len(before) :].count("| table | cmi_mtl, classifier | 1 |") == 1
-    alone = tables.results_table({"train-table-cmi_mtl-seed9.json": old})
-    assert "±" not in alone and alone.startswith("These are all records so far")
-
-
 def test_run_of_an_older_schema_is_refused(runs, tmp_path):
     record = {**read(runs["seed0"] / "record.json"), "schema": 1}
     message = "its schema is 1, this version reads 2"
@@ -649,11 +643,12 @@ def test_record_without_a_validation_score(runs, tmp_path):
         tables.results_table(published)
 
 
-def test_records_of_this_repository_are_marked():
-    "Those of an older schema or none, each on its own: no average over them, nothing beside them."
-    assert not any(map(tables.is_older, read_records(ROOT / "figures/records").values()))
+def test_earlier_records_of_this_repository_are_refused():
+    "Those of an older schema, or of none, lie in a folder of their own, which no table reads."
+    tables.by_variant(read_records(ROOT / "figures/records"))  # holds none of them
     old = read_records(ROOT / "figures/records/earlier")
-    assert old and all(map(tables.is_older, old.values()))
-    text = tables.results_table(old)
-    assert "±" not in text and "configuration of their models" in text.splitlines()[0]
-    assert len([line for line in text.splitlines() if line.startswith("| ")]) == len(old) + 1
+    assert old
+    for name, record in old.items():
+        said = f"{re.escape(name)}: (its schema is 1|the model's configuration is not recorded)"
+        with pytest.raises(InputError, match=said):
+            tables.by_variant({name: record})

@@ -105,10 +105,8 @@ def test_killed_twenty_times(top, capsys):
         )
     assert len(told["kills"]) == 20 and places["SIGKILL", "half a checkpoint"] >= 4
     assert {code for how, _, code in told["kills"] if how == "SIGKILL"} == {-signal.SIGKILL}
-    assert {code for how, _, code in told["kills"] if how == "SIGTERM"} <= {
-        143,
-        -signal.SIGTERM,
-    }  # the latter outside the epochs
+    codes = {code for how, _, code in told["kills"] if how == "SIGTERM"}
+    assert codes <= {143, -signal.SIGTERM}  # the latter outside the epochs
     alone = outcome(top / "alone")
     assert alone["record"]["settings"]["anneal"] == "linear"
     assert alone["record"]["test_scorings"] == 1
@@ -325,9 +323,8 @@ def test_validation_decides_nothing(settings, alone, tmp_path, monkeypatch):
     assert validated == [1, 2, 3] and [r["validation"] for r in falls["history"]] == [70, 50, 30]
     for part in ("weights", "predictions", "config"):
         assert_alike(falls[part], stays[part])
-    assert_alike(
-        falls["record"]["validation"], stays["record"]["validation"]
-    )  # by the last weights
+    # by the last weights
+    assert_alike(falls["record"]["validation"], stays["record"]["validation"])
 
 
 def test_a_trial_never_looks_at_the_test_split(settings, alone, tmp_path, monkeypatch):
@@ -513,9 +510,30 @@ def test_no_trial_of_a_variant_that_looks(settings, tmp_path, variant):
 
 
 def test_no_trial_over_a_finished_run(settings, tmp_path):
+    def refused():
+        with pytest.raises(InputError, match="holds a finished run.* another folder"):
+            T.train(settings, tmp_path, trial=True)
+
     (tmp_path / "model").mkdir()
-    with pytest.raises(InputError, match="holds a finished run.* another folder"):
-        T.train(settings, tmp_path, trial=True)
+    refused()
+    (tmp_path / "model").rmdir()  # for room
+    record = tmp_path / "record.json"
+    record.write_text('{"experiment": "train"}', encoding="utf-8")
+    refused()
+    assert record.read_text(encoding="utf-8") == '{"experiment": "train"}'
+
+
+def test_no_trial_over_an_unfinished_run(stopped, settings, tmp_path, monkeypatch, capsys):
+    before = states(stopped)
+    with pytest.raises(InputError, match="holds an unfinished run.* another folder"):
+        T.train(settings, stopped, trial=True)
+    assert states(stopped) == before
+    with monkeypatch.context() as m:
+        m.setattr(T, "finish", lambda *args: pytest.fail("killed at the end"))
+        with pytest.raises(pytest.fail.Exception):
+            T.train(settings, tmp_path / "trial", trial=True)
+    T.train(settings, tmp_path / "trial", trial=True)  # one of its own it goes on with
+    assert "going on from epoch 4, step 0" in capsys.readouterr().out
 
 
 def test_killed_while_it_clears_up(settings, alone, tmp_path, monkeypatch):
@@ -561,6 +579,14 @@ def test_numbers_too_small_for_a_float_are_zero_while_it_trains(settings, tmp_pa
     monkeypatch.setattr(loop, "train_step", watched)
     T.train(settings, tmp_path)
     assert set(seen) == {0} and product() > 0
+
+
+def test_a_wrong_option_is_said_before_data_are_loaded(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(T, "prepare_samples", lambda *a: pytest.fail("data were loaded"))
+    for wrong in (dict(model_options={"alhpa": 1}), dict(device="cuda:99")):
+        with pytest.raises(InputError, match="alhpa|cuda:99"):
+            T.train(replace(settings, **wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["", "model", "checkpoints"])
@@ -859,9 +885,8 @@ def test_frozen_run_with_and_without_kept_tokens(top, tmp_path, monkeypatch, cap
         questions["train"] + questions["validation"],
         questions["validation"] + questions["test"],
     )
-    assert (
-        looked[True] == tried + pictures + 2
-    )  # each once, one to learn the tokens' shape, and the blank one
+    # each once, one to learn the tokens' shape, and the blank one
+    assert looked[True] == tried + pictures + 2
     assert 3 * pictures <= looked[False] - tried <= 3 * each_epoch + at_the_end
     for a, b in zip(history[True], history[False]):
         assert math.isclose(a["loss"], b["loss"], rel_tol=2e-2)
