@@ -190,7 +190,7 @@ def table_of(records, folder):
             exec(cell.source, names)
         if "parameters" in cell.metadata.get("tags", ()):
             names.update(parameters)
-    return names["numbers_of"](names["runs"]).set_index("variant"), names["said"]
+    return names["numbers_of"](names["runs"], names["ROWS"]).set_index("variant"), names["said"]
 
 
 def test_a_new_fusion_gets_its_row_in_the_table(tmp_path, monkeypatch):
