@@ -11,14 +11,14 @@ import pandas as pd
 
 from .core import check_schema, refusal
 from .metrics import PARTS, band_names, by_distance
-from .records import configuration, contrast, differences, only_where, test_questions
+from .records import configuration, contrast, differences, only_where, questions_of
 
 # %% ../nbs/appendix/43a_groups.ipynb #0a196222
 def _other_test(one: dict, other: dict) -> bool:
     """Whether two records were scored on different test questions: by ids and pictures, and where
     both have it by the checksum of texts and answers."""
     sums = {r["data"].get("sha256_test") for r in (one, other) if "data" in r} - {None}
-    return test_questions(one) != test_questions(other) or len(sums) > 1
+    return questions_of(one) != questions_of(other) or len(sums) > 1
 
 # %% ../nbs/appendix/43a_groups.ipynb #efe95c54
 def by_variant(records: dict[str, dict]) -> dict[tuple[str, str], dict[str, dict]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NOT_COMPARED', 'FROM_DATA', 'GONE', 'text_scores', 'corpus_bleu', 'record_text', 'publish', 'read_records',
-           'configuration', 'differences', 'test_questions', 'contrast', 'paired_difference', 'only_where',
+           'configuration', 'differences', 'questions_of', 'contrast', 'paired_difference', 'only_where',
            'format_difference']
 
 # %% ../nbs/42_records.ipynb #66bf8dd8
@@ -228,7 +228,7 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     )
 
 # %% ../nbs/42_records.ipynb #837be589
-def test_questions(record: dict) -> list[tuple]:
+def questions_of(record: dict) -> list[tuple]:
     "The questions of a published record, each with its picture."
     return list(zip(record["per_question"]["qid"], record["per_question"]["image"]))
 
@@ -239,7 +239,7 @@ def _check_comparable(sides: list[list[dict]], key: str) -> None:
         raise refusal("a contrast", "a variant has no record", "Publish a run of each")
     for r in (r for side in sides for r in side):
         where = f"seed {r['settings']['seed']} of {r['settings'].get('variant')}"
-        if test_questions(r) != test_questions(sides[0][0]):
+        if questions_of(r) != questions_of(sides[0][0]):
             raise refusal(where, "other test questions", "Publish runs on the same data")
         if key not in r["per_question"]:
             raise refusal(where, f"{key} was not measured", "Compare another column")
