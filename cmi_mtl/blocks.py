@@ -12,7 +12,15 @@ from pathlib import Path
 
 from .core import InputError, Problem, refusal
 from .departures import AUDIT
-from .settings import EIGHT, FUSED, SENSITIVITY, WITHOUT_PATH, faults, whole
+from cmi_mtl.settings import (
+    EIGHT,
+    FULL_RATE,
+    FUSED,
+    SENSITIVITY,
+    WITHOUT_PATH,
+    faults,
+    whole,
+)
 
 # %% ../nbs/appendix/45a_blocks.ipynb #f3cdb7c0
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class Block:
 EXPERIMENTS = {
     "comparison": (Block("comparison", ("cmi_mtl", "pooled"), seeds=5, phantom_seeds=3),
                    Block("comparison", ("cmi_mtl_paper", "san", "mfb", "ban", "co_attention"),
-                         seeds=3)),
+                         seeds=3),
+                   Block("comparison", tuple(FULL_RATE), datasets=("vqa_rad", "slake"))),
     "ablation": (Block("ablation", tuple(EIGHT), seeds=3, phantom_seeds=3),
                  Block("ablation", tuple(WITHOUT_PATH))),
     "audit": (Block("audit", ("cmi_mtl", "cmi_mtl_paper", *AUDIT), seeds=3,

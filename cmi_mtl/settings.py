@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANGES_NO_NUMBER', 'RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'PAPER_SLAKE', 'NOTHING_ELSE', 'MEVF', 'EIGHT',
-           'WITHOUT_PATH', 'FUSED', 'VARIANTS', 'CHANGED', 'SENSITIVITY', 'RULES', 'Learning', 'Settings', 'recipe',
-           'variant_options', 'is_switch', 'whole', 'between', 'positive', 'one_of', 'faults', 'make_settings']
+           'WITHOUT_PATH', 'FUSED', 'ALONE', 'VARIANTS', 'FULL_RATE', 'CHANGED', 'SENSITIVITY', 'RULES', 'Learning',
+           'Settings', 'recipe', 'variant_options', 'variant_settings', 'is_switch', 'whole', 'between', 'positive',
+           'one_of', 'faults', 'make_settings']
 
 # %% ../nbs/30_settings.ipynb #5bd637f8
 import dataclasses
@@ -169,16 +170,17 @@ FUSED = {  # CIFR replaced, all else as in cmi_mtl
     "fusion_concat": dict(fusion="concat"),
     "fusion_joint_mamba": dict(fusion="joint_mamba"),
 }
-VARIANTS = {
-    **EIGHT,
-    **WITHOUT_PATH,
-    # Baselines, whole: nothing but the fusion, at its published depth (chapter 23).
+ALONE = {  # baselines: nothing but the fusion, at its published depth (chapter 23)
     "san": dict(NOTHING_ELSE, fusion="san", fusion_layers=1),
     "ban": dict(NOTHING_ELSE, fusion="ban", fusion_layers=1, fusion_options=MEVF),
     "mfb": dict(NOTHING_ELSE, fusion="mfb", fusion_layers=1),
     "co_attention": dict(NOTHING_ELSE, fusion="co_attention", fusion_layers=6),
-    **FUSED,
 }
+VARIANTS = {**EIGHT, **WITHOUT_PATH, **ALONE, **FUSED}
+
+# %% ../nbs/30_settings.ipynb #d520af9b
+FULL_RATE = {f"{v}_full_rate": changes for v, changes in ALONE.items()}
+VARIANTS |= FULL_RATE
 
 # %% ../nbs/30_settings.ipynb #22e78d89
 CHANGED = {
@@ -197,6 +199,12 @@ VARIANTS |= SENSITIVITY
 def variant_options(variant: str) -> dict:
     "What a row of `VARIANTS` or `AUDIT` changes of the preset's model."
     return {**VARIANTS[base_of(variant)], **changes_of(variant, "options")}
+
+
+def variant_settings(variant: str | None) -> dict:
+    "What it changes of the recipe."
+    own = {"cifr_factor": 1.0} if variant in tuple(FULL_RATE) else {}
+    return {**own, **changes_of(variant, "settings")}
 
 # %% ../nbs/30_settings.ipynb #3a149616
 def is_switch(v) -> bool:
@@ -276,7 +284,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     `recipe`; None counts as not given.
 
     Raises `InputError` that lists every unknown name and every value out of range."""
-    values = {**recipe(dataset, preset), **changes_of(given.get("variant"), "settings")}
+    values = {**recipe(dataset, preset), **variant_settings(given.get("variant"))}
     values |= {k: v for k, v in given.items() if v is not None} | {"dataset": dataset}
     known = sorted(f.name for f in dataclasses.fields(Settings))
     problems = faults("setting", values, RULES | _rule_of_variants(), known)

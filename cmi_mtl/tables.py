@@ -202,16 +202,18 @@ def save_results(
     figure: plt.Figure | None,
     sources: dict[str, dict] | None = None,
     brackets: str = "95 % intervals",
+    caption: str = "",
 ) -> list[str]:
     """Write `<name>.csv` (the numbers), `.md` (sentences, picture and tables), `.tex` (the tables),
     `.svg` and `.png` (the picture, if there is a `figure`) to `folder`. Returns the files' names.
 
     The page names the notebook of nbs/experiments that explains it, that of the name before "_".
     `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of,
-    None for what was measured on the spot; `brackets`: what the page's brackets hold."""
+    None for what was measured on the spot; `brackets`: what the page's brackets hold; `caption`: what
+    the marks in the picture are."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
-    picture = [] if figure is None else [f"![{name}]({name}.svg)"]
+    picture = [] if figure is None else [f"![{name}]({name}.svg)\n\n{caption}".strip()]
     what = "the columns and the picture" if picture else "the columns"
     parts = [_explained(name, what, brackets), *picture]
     parts += [f"## {title}\n\n{markdown_table(cells)}" for title, cells in tables.items()]

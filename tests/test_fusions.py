@@ -17,12 +17,11 @@ from cmi_mtl.core import InputError, seed_everything
 from cmi_mtl.encoders import build_tokenizer
 from cmi_mtl.lengths import masked_mean
 from cmi_mtl.records import publish
-from cmi_mtl.settings import VARIANTS, make_settings
+from cmi_mtl.settings import ALONE, FULL_RATE, VARIANTS, make_settings
 
 ANSWERS = ["yes", "no", "heart", "liver"]
 WORDS = build_tokenizer(["is there a nodule in the left lung?", "which organ is enlarged?"])
-OF_FUSIONS = [name for name, changes in VARIANTS.items() if "fusion" in changes]
-LONE = {"san", "ban", "mfb", "co_attention"}
+OF_FUSIONS = [v for v, changes in VARIANTS.items() if "fusion" in changes and v not in FULL_RATE]
 PUBLISHED = {"san": 1, "ban": 1, "mfb": 1, "co_attention": 6}
 MAMBA = {"cross_mamba", "joint_mamba"}
 
@@ -59,7 +58,7 @@ def configuration(preset, monkeypatch, **options):
 def test_every_fusion_variant_trains(preset, variant, monkeypatch):
     config = configuration(preset, monkeypatch, **VARIANTS[variant])
     assert config.fusion_layers == PUBLISHED.get(config.fusion, 2)
-    lone = variant in LONE
+    lone = variant in ALONE
     assert (config.fvta, config.ffae, config.global_path) == (not lone,) * 3 and config.cifr
     seed_everything(0)
     net = M.freeze_encoders(M.CMIMTL(config).train())
