@@ -4,7 +4,7 @@
 READS_run := DATASET VARIANT SEED ARGS
 READS_paper := DATASETS STUDY J ARGS
 READS_tables := DATASETS J ARGS
-READS_publish := RUN
+READS_publish := RUN ARGS
 READS_notebooks := ARGS
 READS_ask := CMI_MTL_MODEL
 READS := $(foreach goal,$(MAKECMDGOALS),$(READS_$(goal))) PYTHON CMI_MTL_DATA CMI_MTL_WEIGHTS CMI_MTL_CACHE OMP_NUM_THREADS OMP_WAIT_POLICY
@@ -48,7 +48,7 @@ help:
 	@echo 'make test                   run all tests: the notebooks, then tests/. make lint: ruff alone'
 	@echo 'make ask                    serve the page that answers questions about pictures'
 	@echo 'make docs                   build the site, _docs/index.html. make lab: the notebooks in JupyterLab'
-	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels'
+	@echo 'make publish RUN=folder     copy a run'"'"'s record to figures/records/, without texts or pixels; over another one: ARGS=--replace'
 	@echo 'make notebooks              execute the notebooks whose code changed, store their outputs; all: ARGS=--all'
 	@echo 'make readme                 make README.md from nbs/index.ipynb'
 	@echo 'make clean                  delete the environment; runs/ stays'
@@ -92,7 +92,7 @@ ask: .venv/ready
 	@JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter" $(BIN)/voila nbs/ask.ipynb --Voila.tornado_settings='{"websocket_max_message_size": 300000000}'
 
 publish: .venv/ready
-	@$(BIN)/python -m cmi_mtl.tables "$(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))"
+	@$(BIN)/python -m cmi_mtl.tables "$(or $(RUN),$(error Name a finished run: make publish RUN=runs/train/vqa_rad/cmi_mtl/seed0))" $(ARGS)
 
 notebooks: .venv/ready
 	@$(BIN)/nbdev_export

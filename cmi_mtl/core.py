@@ -162,10 +162,10 @@ def check_room(folder: str | Path, needed: int):
 # %% ../nbs/01_core.ipynb #8096f6f4
 def value_of(text: str):
     "The value of a text from a command line: JSON, a Python dictionary or list, or the text."
-    with contextlib.suppress(json.JSONDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     if text[:1] in ("{", "["):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return ast.literal_eval(text)
     return text
 

@@ -20,7 +20,7 @@ from .block_influence import gate_values, record_calls, token_influence
 from .cifr import CrossMambaBlock
 from .config import evaluating
 from .core import refusal
-from .encoders import token_grid
+from .encoders import at_any_size, token_grid
 from .ffae import answer_labels
 from .images import open_image
 from .model import CMIMTL, check_question
@@ -169,14 +169,13 @@ def occlusion(encoded: EncodedQuestion, answer: str) -> Tensor:
 # %% ../nbs/40_explain.ipynb #54f9ed65
 @torch.no_grad()
 def attention_rollout(encoded: EncodedQuestion, answer: str) -> Tensor:
-    """From which patches the encoder's class token is made, as shares of 1, (h, w).
-
-    The same for every question. Pooled as the image tokens are."""
+    """From which patches the encoder's class token is made, as shares of 1, (h, w). The same for
+    every question. Pooled as the image tokens are."""
     encoder, pool = encoded.model.image_encoder, encoded.model.config.image_pool
-    fast = encoder.config._attn_implementation
+    fast, told = encoder.config._attn_implementation, at_any_size(encoder)
     encoder.set_attn_implementation("eager")  # the fast one does not show its weights
     try:
-        attentions = encoder(encoded.pixel_values, output_attentions=True).attentions
+        attentions = encoder(encoded.pixel_values, output_attentions=True, **told).attentions
     finally:
         encoder.set_attn_implementation(fast)
     patches = grid_maps.rollout([a[0] for a in attentions])[0, encoded.lead :]

@@ -53,7 +53,8 @@ def region_mask(sample: VQASample, width: int, height: int) -> np.ndarray:
             out |= _read_region(region.mask, region.value, width, height)
         elif region.box is not None:
             left, top, w, h = (round(v) for v in region.box)
-            out[max(0, top) : top + h, max(0, left) : left + w] = True
+            across = slice(max(0, left), max(0, left + w))  # a negative end would count backwards
+            out[max(0, top) : max(0, top + h), across] = True
     return out
 
 # %% ../nbs/41_grounding.ipynb #568d7360
@@ -127,14 +128,20 @@ def measure_grounding(
 
 # %% ../nbs/41_grounding.ipynb #be9e8288
 @torch.no_grad()
+def _probabilities(model: CMIMTL, pictures: list, question: str) -> torch.Tensor:
+    "Of each answer on each of the pictures: (n, answers), in float32."
+    batch = model.processor(pictures, [question] * len(pictures))
+    batch = {k: x.to(model.device) for k, x in batch.items()}
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    return (model(**batch).logits.float() / model.config.confidence_temperature).softmax(-1)
+
+
 def reliance(model: CMIMTL, sample: VQASample, without) -> dict:
     """What becomes of the model's answer on the picture `without` its region, equal but for that.
 
     `used`: whether another answer is given; `fall`: by how much the probability of the answer
     falls, -1 to 1."""
-    inputs = model.processor([sample.image, without], [sample.question] * 2)
-    logits = model(**{k: x.to(model.device) for k, x in inputs.items()}).logits.float()
-    p = (logits / model.config.confidence_temperature).softmax(-1)
+    p = _probabilities(model, [sample.image, without], sample.question)
     given = p[0].argmax()
     return {"used": bool(p[1].argmax() != given), "fall": (p[0, given] - p[1, given]).item()}
 
@@ -190,7 +197,6 @@ def first_pixels(values: np.ndarray, steps: int) -> list[np.ndarray]:
     return [(rank < n).reshape(*values.shape, 1) for n in counts]
 
 
-@torch.no_grad()
 def deletion_insertion(
     model: CMIMTL, image, question: str, values: np.ndarray, answer: str, steps: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -203,9 +209,7 @@ def deletion_insertion(
     sharp, dull = np.asarray(image), np.asarray(blurred)
     first = first_pixels(values, steps)
     pictures = [np.where(f, dull, sharp) for f in first] + [np.where(f, sharp, dull) for f in first]
-    inputs = model.processor(pictures, [question] * len(pictures))
-    logits = model(**{k: x.to(model.device) for k, x in inputs.items()}).logits.float()
-    p = (logits / model.config.confidence_temperature).softmax(-1)
+    p = _probabilities(model, pictures, question)
     curves = p[:, model.config.answers.index(answer)].cpu().numpy()
     return curves[: steps + 1], curves[steps + 1 :]
 

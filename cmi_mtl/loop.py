@@ -62,7 +62,8 @@ def start_run(
 
 # %% ../nbs/35_loop.ipynb #ae64db45
 def seed_of(*place: int) -> int:
-    "A seed for a place in the run, well mixed: neighbours have nothing in common."
+    """A seed for a place in the run; neighbours of one length are well mixed. Zeros at the end do
+    not count: `seed_of(0, 1)` is `seed_of(0, 1, 0)`."""
     return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
@@ -177,12 +178,14 @@ def predict(
 ) -> tuple[Tensor, list[int], list[str]]:
     """Logits (n, answers), predicted types and, if asked, generated answers for these rows.
 
-    `shown` (n,): numbers of the pictures to be shown instead of their own."""
-    model, a = run.core.eval(), run.accelerator
+    `shown` (n,): numbers of the pictures to be shown instead of their own. What the model draws
+    (the audit's untrained CIFR) goes by the place in the run: a resumed one draws the same."""
+    model, a, p = run.core.eval(), run.accelerator, run.progress
+    seed_everything(seed_of(run.settings.seed, p.epoch, p.step, a.process_index))
     logits, types, texts = [torch.empty(0, len(model.config.answers))], [], []
     rows = torch.tensor(rows)
     shown = run.data.image_ids[rows] if shown is None else shown  # their own
-    size = max(1, 4 * run.settings.batch_size // run.progress.accumulate)
+    size = max(1, 4 * run.settings.batch_size // p.accumulate)
     own = [x.tensor_split(a.num_processes)[a.process_index].split(size) for x in (rows, shown)]
     for part, pictures in zip(*own):
         if not len(part):
@@ -196,7 +199,7 @@ def predict(
             texts += model.write(out) if write else []
     return _together(a, torch.cat(logits), types, texts)
 
-
+# %% ../nbs/35_loop.ipynb #651e5494
 def _together(a: Accelerator, logits: Tensor, types: list, texts: list) -> tuple:
     "The predictions of all processes, in the order of the rows."
     if a.num_processes == 1:
@@ -243,7 +246,8 @@ def save_and_stop(run: Run, heard: list, due: bool):
     if due or stop:
         save_run(run)
     if stop:  # in all processes, or they would wait for each other
-        message = f"stopped by SIGTERM; the same command goes on from {run.checkpoints.folder}"
+        same = "the same command" + (" without restart" if run.settings.restart else "")
+        message = f"stopped by SIGTERM; {same} goes on from {run.checkpoints.folder}"
         run.accelerator.print(message, flush=True)
         raise Stopped(message)
 

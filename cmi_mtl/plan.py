@@ -154,15 +154,18 @@ def train_command(run: PlannedRun, folder: str) -> str:
 
 # %% ../nbs/45_plan.ipynb #ebb6a4d1
 def begin_command(folder: str, mark: str) -> str:
-    """That which a run begins with: it writes whose the folder is. Checkpoints and record that the
-    study's own run of other settings has left there go; `say` of the Snakefile tells it first."""
+    """That which a run begins with: it writes whose the folder is, unless a run is there that is
+    not the study's own. Checkpoints and record that its own run of other settings has left there
+    go; `say` of the Snakefile tells it first."""
     names = ("fingerprint.txt", "checkpoints", "record.json")
     whose, checkpoints, record = (shlex.quote(os.path.join(folder, name)) for name in names)
     return (
+        f"if [ ! -e {whose} ] && [ ! -e {checkpoints} ] && [ ! -e {record} ]; then "
+        f"echo {mark} > {whose}; fi; "
         f'if [ -e {whose} ] && [ "$(cat {whose})" != {mark} ]; then '
         f"for old in {checkpoints} {record}; do "
         'if [ -e "$old" ]; then say deletes "$old: it is of a run of other settings"; fi; '
-        f'rm -rf "$old"; done; fi; echo {mark} > {whose}'
+        f'rm -rf "$old"; done; echo {mark} > {whose}; fi'
     )
 
 

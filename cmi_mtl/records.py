@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'NOT_COMPARED', 'FROM_DATA', 'GONE', 'text_scores', 'corpu
 
 # %% ../nbs/42_records.ipynb #66bf8dd8
 import json
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +127,18 @@ def _publish_trial(run: Path, record: dict, records: str | Path, replace: bool) 
 # %% ../nbs/42_records.ipynb #e28bed51
 def _refuse_overwrite(target: Path, record: dict):
     "Raises `InputError` where a record of another table, or of other settings, would be lost."
-    there = read_record(target) if target.exists() else {}
+    remedy = "Move it away first, or say --replace"
+    there = read_record(target, remedy) if target.exists() else {}
     if there.get("schema") != record["schema"]:
         return
-    remedy = "Move it away first, or say --replace"
-    if record["settings"]["dataset"] == "table":
-        if there["data"]["sha256_questions"] != record["data"]["sha256_questions"]:
-            raise refusal(target, "it holds the record of another table", remedy)
-    if odd := differences(there, record):
+    try:
+        tables = [(r.get("data") or {}).get("sha256_questions") for r in (there, record)]
+        odd = differences(there, record)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise refusal(target, "it is no whole record", remedy) from e
+    if record["settings"]["dataset"] == "table" and tables[0] != tables[1]:
+        raise refusal(target, "it holds the record of another table", remedy)
+    if odd:
         what = f"it holds a run of other settings: {', '.join(odd)}"
         raise refusal(target, what, remedy)
 
@@ -228,9 +233,9 @@ def differences(one: dict, other: dict, only: str = "") -> list[str]:
     )
 
 # %% ../nbs/42_records.ipynb #837be589
-def questions_of(record: dict) -> list[tuple]:
-    "The questions of a published record, each with its picture."
-    return list(zip(record["per_question"]["qid"], record["per_question"]["image"]))
+def questions_of(record: dict) -> tuple[list, list]:
+    "The questions of a published record, and the picture of each."
+    return record["per_question"]["qid"], record["per_question"]["image"]
 
 # %% ../nbs/42_records.ipynb #d08e6503
 def _check_comparable(sides: list[list[dict]], key: str) -> None:
@@ -280,9 +285,7 @@ def only_where(runs: list[dict], kind: str, column: str = "question_type") -> li
     out = []
     for r in runs:
         chosen = [value == kind for value in r["per_question"][column]]
-        columns = {
-            k: [v for v, c in zip(column, chosen) if c] for k, column in r["per_question"].items()
-        }
+        columns = {k: list(compress(c, chosen)) for k, c in r["per_question"].items()}
         out.append({**r, "per_question": columns})
     return out
 

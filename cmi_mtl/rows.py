@@ -146,6 +146,8 @@ def text_of(path: Path) -> str:
 def _heading_faults(path: Path, names: list[str]) -> list[Problem]:
     "What is wrong with a table's heading. Raises `InputError` where commas do not separate it."
     where = f"{path}, heading"
+    if not names:
+        raise refusal(where, "the first line is empty", "Begin with the names of the columns")
     for sign, name in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
         if len(names) == 1 and sign in names[0]:
             raise refusal(where, f"{name} separate its columns", "Save it with commas in between")

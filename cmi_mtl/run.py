@@ -36,7 +36,7 @@ def _cells_of(notebook: Path) -> list:
     except Exception as e:  # whatever a file that is no notebook makes nbformat raise
         raise refusal(notebook, f"not a notebook ({type(e).__name__})", give) from e
 
-
+# %% ../nbs/44_run.ipynb #50f6430c
 def parameters_of(notebook: str | Path) -> dict:
     """What a notebook takes: the names that its tagged cell sets, with their values.
 
@@ -46,11 +46,32 @@ def parameters_of(notebook: str | Path) -> dict:
     if not tagged:
         what, remedy = "no cell is tagged 'parameters'", "Tag the cell that sets the defaults"
         raise refusal(notebook, what, remedy)
+    source = re.sub(r"(?m)^[%!].*", "", tagged[0].source)  # IPython's own lines set nothing
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as e:
+        where, what = (
+            f"{notebook}, its cell of parameters",
+            f"not Python ({e.msg}, line {e.lineno})",
+        )
+        raise refusal(where, what, "Correct it") from e
     found = {}
-    for node in ast.parse(tagged[0].source).body:
-        for target in node.targets if isinstance(node, ast.Assign) else ():
-            found[target.id] = _plain_value(node.value)
+    for node in body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        for target in targets if getattr(node, "value", None) else ():
+            found |= _set_by(target, node.value)
     return found
+
+# %% ../nbs/44_run.ipynb #4cf671d7
+def _set_by(target: ast.expr, value: ast.expr) -> dict:
+    "The names that an assignment sets, with their values."
+    if isinstance(target, ast.Name):
+        return {target.id: _plain_value(value)}
+    parts = [getattr(x, "elts", []) for x in (target, value)]
+    if parts[0] and len(parts[0]) == len(parts[1]):
+        return {k: v for pair in zip(*parts) for k, v in _set_by(*pair).items()}
+    names = [x for x in ast.walk(target) if isinstance(x, ast.Name)]
+    return {x.id: None for x in names if isinstance(x.ctx, ast.Store)}
 
 
 def _plain_value(node: ast.expr):
@@ -200,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     parameters = {k: value_of(v) for k, v in args.p}
     os.environ["PYTHONUNBUFFERED"] = "1"
+    output = None
     try:
         if "folder" in parameters:
             raise refusal("parameter 'folder'", "is set by --out", "Give --out instead")
@@ -213,8 +235,9 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as e:
         if not (why := _failure(e)):
             raise
-        said = f"error: {args.notebook}, {why}\nThe partial notebook: {partial_of(output)}"
-        print(said, file=sys.stderr)
+        print(f"error: {args.notebook}, {why}", file=sys.stderr)
+        if output and partial_of(output).exists():
+            print(f"The partial notebook: {partial_of(output)}", file=sys.stderr)
         return 130 if isinstance(e, KeyboardInterrupt) else 1
     print(f"executed notebook: {output}")
     if (folder / "record.json").exists():

@@ -6,10 +6,11 @@
 __all__ = ['CHANGES_NO_NUMBER', 'RECIPES', 'VQA_RAD', 'DATASET_RECIPES', 'PAPER_SLAKE', 'NOTHING_ELSE', 'MEVF', 'EIGHT',
            'WITHOUT_PATH', 'FUSED', 'ALONE', 'VARIANTS', 'FULL_RATE', 'CHANGED', 'SENSITIVITY', 'RULES', 'Learning',
            'Settings', 'recipe', 'variant_options', 'variant_settings', 'is_switch', 'whole', 'between', 'positive',
-           'one_of', 'faults', 'make_settings']
+           'one_of', 'recordable', 'faults', 'make_settings']
 
 # %% ../nbs/30_settings.ipynb #5bd637f8
 import dataclasses
+import json
 import math
 import sys
 from dataclasses import dataclass, field
@@ -235,6 +236,14 @@ def one_of(*known):
     "Whether a value is one of these."
     return lambda v: v in known
 
+
+def recordable(v) -> bool:
+    "Whether a record can hold a value: as JSON, in UTF-8."
+    try:
+        return bool(json.dumps(v, ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError):  # half a character is a ValueError, too
+        return False
+
 # %% ../nbs/30_settings.ipynb #2607dd82
 RULES = {
     "a whole number of at least 0, below 2**63": (whole(0), "seed save_every"),
@@ -254,11 +263,14 @@ RULES = {
     "0 (none) or a share below 1": (between(0, 1), "augment warmup"),
     "between 0 and 1": (lambda v: positive(v) and v < 1, "validation_fraction"),
     "true or false": (is_switch, "freeze_encoders encode_once tensorboard restart"),
-    'names with values, such as {"name": 1}': (
-        lambda v: isinstance(v, dict),
+    'names with values that JSON can hold, such as {"name": 1}': (
+        lambda v: isinstance(v, dict) and recordable(v),
         "data_options model_options",
     ),
-    "a path": (lambda v: v is None or isinstance(v, (str, Path)), "data_root"),
+    "a path in UTF-8 (rename the file or folder)": (
+        lambda v: v is None or isinstance(v, str) and recordable(v),
+        "data_root",
+    ),
     "'train' or 'train+validation'": (one_of("train", "train+validation"), "train_on"),
     "'cos' or 'linear'": (one_of("cos", "linear"), "anneal"),
     "one of question, image, single": (one_of(*CARVES), "carve_by"),
@@ -286,6 +298,8 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
     Raises `InputError` that lists every unknown name and every value out of range."""
     values = {**recipe(dataset, preset), **variant_settings(given.get("variant"))}
     values |= {k: v for k, v in given.items() if v is not None} | {"dataset": dataset}
+    if isinstance(values.get("data_root"), Path):
+        values["data_root"] = str(values["data_root"])
     known = sorted(f.name for f in dataclasses.fields(Settings))
     problems = faults("setting", values, RULES | _rule_of_variants(), known)
     if problems:

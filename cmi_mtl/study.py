@@ -328,7 +328,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns 2 for bad input and where the study's folders cannot be written,
     said on stderr, else what `start` returns."""
     args = _arguments(argv)
-    cores = args.jobs or (None if "--profile" in args.more else os.cpu_count())
+    profile = any(x.split("=")[0] == "--profile" for x in args.more)
+    cores = args.jobs or (None if profile else os.cpu_count())
     try:
         return start(args.datasets, args.study, cores, args.more, args.tables)
     except InputError as e:

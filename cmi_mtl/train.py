@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from .batches import QuestionSet, data_summary, prepare_samples, questions_digest
 from .build import build_model, check_options, model_record
 from cmi_mtl.checkpoints import (
+    AGAIN,
     COUNT,
     Checkpoints,
     Progress,
@@ -100,8 +101,6 @@ def where_to_begin(
     folder = checkpoints.folder.parent
     state = None if s.restart else checkpoints.load()
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        clear_halves(folder)
     if state is not None:
         p = Progress(**json.loads(state["progress"]))
         if trial and not p.trial:
@@ -113,6 +112,15 @@ def where_to_begin(
         return p, state
     p = Progress(accumulate=s.accumulate, test_scorings=scorings(folder), trial=trial)
     return p, None
+
+
+def _clear_before(run: Run, goes_on: bool):
+    "Delete halves that a kill has left and, where the run does not go on, all of the one before."
+    if run.accelerator.is_main_process:
+        clear_halves(run.folder)
+        if not goes_on:
+            run.checkpoints.clear()
+            clear_events(run.folder)
 
 # %% ../nbs/37_train.ipynb #1bcb6642
 def prepare_run(
@@ -220,10 +228,9 @@ def _full_disk_is_said():
     try:
         yield
     except (OSError, SafetensorError) as e:
-        if "No space left" not in str(e):
+        if not any(said in str(e) for said in ("No space left", "quota exceeded")):
             raise
-        remedy = "Make room and run it again: it goes on from the last checkpoint"
-        raise refusal("the disk", f"it is full ({e})", remedy) from e
+        raise refusal("the disk", f"it is full ({e})", AGAIN) from e
 
 
 def _say_counts(run: Run, rows: dict[str, list[int]]):
@@ -265,13 +272,12 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", ours)
     rows = {x: [i for i, sample in enumerate(samples) if sample.split == x] for x in SPLITS}
     with alone_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        check_finished(folder, ours, questions_digest(samples), s.restart)
         progress, state = where_to_begin(s, checkpoints, accelerator, trial)
+        goes_on = state is not None
+        check_finished(folder, ours, questions_digest(samples), s.restart or goes_on)
         run = prepare_run(s, samples, accelerator, progress, state, checkpoints)
         _say_counts(run, rows)
-        if state is None and accelerator.is_main_process:
-            checkpoints.clear()
-            clear_events(folder)
+        _clear_before(run, goes_on)
         with small_is_zero():
             fit(run, rows["validation"])
             return finish(run, rows["validation"], [] if trial else rows["test"], also)

@@ -11,7 +11,15 @@ import made_data
 import pytest
 from PIL import Image
 
-from cmi_mtl.core import InputError, Problem, atomic_path, cache_home, data_home, read_jsonl
+from cmi_mtl.core import (
+    InputError,
+    Problem,
+    atomic_path,
+    cache_home,
+    data_home,
+    read_jsonl,
+    value_of,
+)
 from cmi_mtl.datasets import load_dataset
 
 HEAD = "image,question,answer,answer_type,split\n"
@@ -127,6 +135,22 @@ CSV = {
         "correct the name",
     ),
 }
+
+
+@pytest.mark.parametrize("head", ["\n", "\r\n\r\n"])
+def test_a_table_that_begins_with_an_empty_line(root, head):
+    problems = refused(root, "table", table(root, head + HEAD + GOOD))
+    says(
+        problems,
+        "mine.csv, heading: ",
+        "the first line is empty",
+        "Begin with the names of the columns",
+    )
+
+
+@pytest.mark.parametrize("text", ["{[1]: 2}", "9" * 5000, "[" * 99999])
+def test_a_value_that_is_nothing_else_is_a_text(text):
+    assert value_of(text) == text
 
 
 @pytest.mark.parametrize("fault", CSV)

@@ -338,6 +338,8 @@ def test_make_takes_the_variables_that_its_target_reads(copy):
     args = ("DATASET=table", "SEED=1", "VARIANT=alpha=0.1", "ARGS=-p data_root my.csv -p a b=1")
     code, out, err = make(copy, "-n", "run", *args, "CMI_MTL_CACHE=/c", SEEDS="3", DATASETS="slake")
     assert code == 0 and not err and "-p variant alpha=0.1" in out and "a b=1" in out
+    code, out, err = make(copy, "-n", "publish", "RUN=runs/a", "ARGS=--replace")
+    assert code == 0 and not err and '"runs/a" --replace' in out
 
 
 def test_make_with_another_python(copy):
@@ -643,6 +645,9 @@ SETTINGS = [
     (dict(model_options=3), ("model_options=3",)),
     (dict(data_options=[1]), ("data_options=[1]",)),
     (dict(data_root=5), ("data_root=5", "a path")),
+    (dict(data_root="\udcff.csv"), ("data_root=", "a path in UTF-8 (rename the file")),
+    (dict(data_options={"image": Path("a")}), ("data_options=", "that JSON can hold")),
+    (dict(model_options={"fusion": "\ud83d"}), ("model_options=", "that JSON can hold")),
     (
         dict(epochs=0, batch_size=0, seed="x"),
         ("3 problems found", "epochs=0", "batch_size=0", "seed='x'"),
@@ -673,7 +678,7 @@ OPTIONS = [
     (dict(beta=True), ("beta=True", "a number of at least 0")),
     (dict(dropout=False), ("dropout=False", "a share below 1")),
     (dict(classifier_dropout="0.3"), ("classifier_dropout='0.3'", "or null")),
-    (dict(confidence_temperature=0), ("confidence_temperature=0", "a number above 0")),
+    (dict(confidence_temperature=2), ("'confidence_temperature'", "unknown")),  # a run fits it
     (dict(num_queries="16"), ("num_queries='16'", "a whole number of at least 1")),
     (dict(num_queries=2**64), ("num_queries=1844", "below 2**31")),
     (dict(question_attention="4"), ("question_attention='4'", "of at least 0")),
@@ -707,7 +712,7 @@ def test_right_model_options_are_taken():
     for preset in (PAPER, COMPACT, TINY):
         check_options(preset)
     check_options(dict(alpha=1, beta=0, dropout=0, classifier_dropout=None, question_attention=0))
-    check_options(dict(fusion_options=None, confidence_temperature=2))
+    check_options(dict(fusion_options=None))
     check_options(dict(fusion="co_attention", fusion_options={"heads": 4}))
     check_options(dict(fusion_options={"bidirectional": True, "expand": 1, "d_state": 4}))
     check_options(dict(fusion="film", fusion_options={"of_my_own": "text"}))  # registered later
@@ -834,6 +839,39 @@ def test_the_notebook_itself_is_never_the_output(tmp_path, capsys):
     code, err = shell(capsys, path, "--out", tmp_path)
     assert code == 2 and "is the notebook itself. Name another output folder" in err
     assert path.read_bytes() == before and files(tmp_path) == ["good.ipynb"]
+
+
+@pytest.mark.parametrize(
+    "source, given",
+    [
+        ("a, (b, c) = 1, (2, [3])\nd = e = 4", {"a": 1, "b": 2, "c": [3], "d": 4, "e": 4}),
+        ("a, *b = 1, 2\nc = {}\nc['k'] = 5", {"a": 1, "b": None, "c": {}}),
+        ("%matplotlib inline\nseed: int = 0\nfolder: str", {"seed": 0}),
+    ],
+)
+def test_a_parameters_cell_may_hold_what_a_notebook_may(tmp_path, source, given):
+    path = notebook(tmp_path / "a.ipynb", "")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[0].source = source
+    nbformat.write(nb, path)
+    assert parameters_of(path) == given
+
+
+def test_a_parameters_cell_that_is_no_python_is_named(tmp_path):
+    path = notebook(tmp_path / "a.ipynb", "")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[0].source = "seed = ="
+    nbformat.write(nb, path)
+    with pytest.raises(InputError, match="a.ipynb, its cell of parameters: not Python"):
+        parameters_of(path)
+
+
+def test_interrupted_before_a_cell_has_run(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmi_mtl.run.parameters_of", interrupted)
+    assert main(["a.ipynb"]) == 130 and capsys.readouterr().err == "error: a.ipynb, interrupted\n"
 
 
 def test_defaults_of_any_kind(tmp_path, capsys):

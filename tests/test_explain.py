@@ -24,6 +24,7 @@ from cmi_mtl.grounding import (
     grounding_table,
     measure_grounding,
     region_mask,
+    reliance,
     sanity_checks,
     untrained,
 )
@@ -46,6 +47,10 @@ ENCODERS = {
     "dinov2": lambda: AutoConfig.for_model("dinov2", **VIT),
     "vit": lambda: AutoConfig.for_model("vit", **VIT),
     "clip": lambda: AutoConfig.for_model("clip_vision_model", **VIT),
+    "vit of another size": lambda: AutoConfig.for_model("vit", **VIT | {"image_size": 32}),
+    "clip of another size": lambda: AutoConfig.for_model(
+        "clip_vision_model", **VIT | {"image_size": 32}
+    ),
 }
 ANSWERS = ["yes", "no", "left", "right", "upper zone"]
 
@@ -271,6 +276,8 @@ def test_region_mask_joins_boxes_and_masks(tmp_path):
     box = Region("made", (40.6, -3.0, 30.0, 8.0))
     mask = region_mask(replace(s, regions=(box,)), 48, 40)
     assert mask[:5, 41:].all() and mask.sum() == 5 * 7  # cut at the picture's edge
+    for beside in ((-30, 5, 10, 10), (5, -30, 10, 10), (60, 5, 9, 9)):
+        assert not region_mask(replace(s, regions=(Region("made", beside),)), 48, 40).any()
     assert region_mask(s, 48, 40).any() and not region_mask(replace(s, regions=()), 48, 40).any()
     with_mask = next(s for s in load_dataset("slake", tmp_path) if any(r.mask for r in s.regions))
     with pytest.raises(InputError, match="48 x 40, its picture 20 x 20"):
@@ -286,6 +293,20 @@ def test_sanity_and_faithfulness_are_reproducible(tmp_path):
     ):
         assert_alike(measure(), measure())
     assert all(r["weights"] == pytest.approx(1) for r in sanity_checks(model, samples, rival=model))
+
+
+def test_measures_of_a_model_in_half_precision(tmp_path):
+    made_data.write(made_data.slake_files(), tmp_path)
+    samples, model = load_dataset("slake", tmp_path)[:2], model_with()
+    whole, asked = (
+        faithfulness(model, samples, steps=2),
+        reliance(model, samples[0], samples[1].image),
+    )
+    model.bfloat16()
+    for a, b in zip(whole, faithfulness(model, samples, steps=2)):
+        assert b["deletion: centre"] == pytest.approx(a["deletion: centre"], abs=0.02)
+    half = reliance(model, samples[0], samples[1].image)
+    assert half["fall"] == pytest.approx(asked["fall"], abs=0.02)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])

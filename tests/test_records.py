@@ -512,6 +512,17 @@ def test_a_record_of_other_settings_is_not_overwritten(runs, tmp_path):
     publish(runs["seed0"], tmp_path / "records")
 
 
+@pytest.mark.parametrize("text", ['{"schema": 2, "sett', "<<<<<<< HEAD", '{"schema": 2}'])
+def test_a_damaged_record_gives_way_to_replace_alone(runs, tmp_path, text):
+    target = publish(runs["seed0"], tmp_path / "records")
+    target.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=f"{target.name}: .*Move it away first, or say --replace"):
+        publish(runs["seed0"], tmp_path / "records")
+    assert target.read_text(encoding="utf-8") == text
+    publish(runs["seed0"], tmp_path / "records", replace=True)
+    assert read(target)["per_question"]
+
+
 @pytest.mark.parametrize("text", ['{"schema": 2, "sett', "[1]", ""])
 def test_a_record_that_was_cut_off_is_named(records, tmp_path, text):
     path = tmp_path / "records/train-table-cmi_mtl-seed1.json"

@@ -350,6 +350,12 @@ print([m for m in ("transformers", "lark") if m in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]", done.stdout[-2000:]
 
 
+@pytest.mark.parametrize("given", [["--profile", "p"], ["--profile=p"]])
+def test_a_profile_says_how_many_at_once(monkeypatch, given):
+    monkeypatch.setattr("cmi_mtl.study.start", lambda *args: args[2])
+    assert main(["phantom", *given]) is None and main(["phantom"]) == os.cpu_count()
+
+
 def test_slurm_profile_plans_the_jobs(studied, tmp_path):
     "A dry run: a job for each run, with what the profile asks for. No slurm is at hand."
     top, clone = studied[0], tmp_path / "clone"

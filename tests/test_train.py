@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from made_run import assert_alike, outcome
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -256,6 +257,30 @@ def test_restart(stopped, settings, alone, capsys):
     assert_alike(outcome(stopped), alone)
 
 
+def test_a_stopped_restart_goes_on_without_it(settings, alone, tmp_path, monkeypatch, capsys):
+    T.train(replace(settings, epochs=1), tmp_path)  # it gives way
+    (tmp_path / ".record.json.x.part").touch()
+    with pytest.raises(InputError, match="epochs is 1 there, 3 here"):
+        T.train(settings, tmp_path)
+    assert (tmp_path / ".record.json.x.part").exists()  # a run that is refused touches nothing
+    step = loop.train_step
+
+    def terminated(run, rows):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, rows)
+
+    with monkeypatch.context() as m:
+        m.setattr(loop, "train_step", terminated)
+        with pytest.raises(loop.Stopped, match="the same command without restart goes on from"):
+            T.train(replace(settings, restart=True), tmp_path)
+    T.train(settings, tmp_path)
+    assert "going on from epoch 1, step 1" in capsys.readouterr().out
+    done = outcome(tmp_path)
+    assert done["record"].pop("test_scorings") == 2 and not list(tmp_path.glob(".*.part"))
+    done["record"]["test_scorings"] = 1
+    assert_alike(done, alone)
+
+
 def test_a_wrong_option_beside_restart_loses_nothing(stopped, settings, alone):
     before = states(stopped)
     wrong = replace(settings, restart=True, model_options={"num_querys": 3})
@@ -288,6 +313,17 @@ def test_full_disk(stopped, settings, alone, monkeypatch):
     assert done["record"].pop("test_scorings") == 2  # the disk was full after the first
     done["record"]["test_scorings"] = 1
     assert_alike(done, alone)
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+@pytest.mark.parametrize("why", ["No space left on device", "Disk quota exceeded"])
+def test_full_disk_or_quota_is_said(settings, tmp_path, monkeypatch, kind, why):
+    def full(*args):
+        raise kind(f"{why} (os error)")
+
+    monkeypatch.setattr(T, "prepare_samples", full)
+    with pytest.raises(InputError, match=f"the disk: it is full .{why}.* Make room"):
+        T.train(settings, tmp_path)
 
 
 def test_loss_that_is_not_a_number(stopped, settings, alone, monkeypatch):
