@@ -12,9 +12,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from .core import InputError, Problem, refusal
 from .dicom import ImageFault, open_dicom, read_dicom, refuse_frames, scale, stretch
@@ -177,16 +175,19 @@ def square(source, size: int) -> np.ndarray:
     return np.array(ImageOps.pad(open_image(source), (size, size), bicubic, color="black"))
 
 
-def normalise_pixels(squares: Tensor, mean=IMAGENET[0], std=IMAGENET[1]) -> Tensor:
-    """8-bit pictures (..., S, S, 3) -> pixel values (..., 3, S, S), float32, normalised per
-    channel."""
+def normalise_pixels(squares, mean=IMAGENET[0], std=IMAGENET[1]):
+    """A tensor of 8-bit pictures (..., S, S, 3) -> one of pixel values (..., 3, S, S), float32,
+    normalised per channel."""
     x = squares.movedim(-1, -3).float() / 255
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
+    mean, std = (x.new_tensor(v)[:, None, None] for v in (mean, std))
     return (x - mean) / std
 
 
-def image_to_pixels(source, size: int, mean=IMAGENET[0], std=IMAGENET[1]) -> Tensor:
-    "A picture, as `open_image` takes it, in the form of an encoder's input: (3, size, size)."
+def image_to_pixels(source, size: int, mean=IMAGENET[0], std=IMAGENET[1]):
+    """A picture, as `open_image` takes it, in the form of an encoder's input: a tensor
+    (3, size, size)."""
+    import torch  # takes two seconds, and whoever only reads data or plans a study needs none of it
+
     return normalise_pixels(torch.from_numpy(square(source, size)), mean, std)
 
 # %% ../nbs/11_images.ipynb #1346d47f

@@ -50,7 +50,7 @@ def interval_of_draws(drawn, training=(0.0, 0), level: float = 0.95) -> tuple[fl
 def _drawn(clusters: int, draws: int, seed: int) -> np.ndarray:
     "How often each cluster stands in each of the draws."
     rng = np.random.default_rng(seed)
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(float)
 
 
 def cluster_bootstrap(

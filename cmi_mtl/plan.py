@@ -241,17 +241,19 @@ def table_row(b: Block, dataset: str, top: Path) -> dict:
     needed |= {} if model.is_dir() else {"checkpoint": str(model)}
     inputs = [str(p) for p in (notebook, *records)]
     mark = sha256_json(inputs)[:12]  # of the list: a record that goes leaves no time behind
+    page = notebook_command(b.experiment, str(out), own)
     return {
         "name": f"table {b.experiment} {dataset}",
         "folder": str(out),
         "made": f"tables/{b.experiment}-{dataset}-{mark}",
         "skip": next((path for k, path in needed.items() if k in known), None),
         "inputs": inputs,
-        "command": f"{notebook_command(b.experiment, str(out), own)} && "
+        # agg: a picture goes to its files alone; drawn in the notebook too it takes a second more
+        "command": f"MPLBACKEND=agg {page} && "
         + copy_command(out, f"{b.experiment}_{dataset}.*", figures),
     }
 
-
+# %% ../nbs/45_plan.ipynb #4f7eea27
 def planned_tables(datasets: list[str], study: str, top: Path) -> list[dict]:
     "A row for each experiment of a study, and data set."
     rows = {}

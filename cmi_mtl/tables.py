@@ -208,8 +208,8 @@ def save_results(
     `.svg` and `.png` (the picture, if there is a `figure`) to `folder`. Returns the files' names.
 
     The page names the notebook of nbs/experiments that explains it, that of the name before "_".
-    `tables`: frames of texts by title; `sources`: the records, by file name, that it is made of,
-    None for what was measured on the spot; `brackets` says what they hold, `caption` what is drawn."""
+    `tables`: frames of texts by title. `sources`: the records it is made of, by file name, or None
+    for what was measured on the spot. `brackets`: what they hold; `caption`: what is drawn."""
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = [] if figure is None else [f"![{name}]({name}.svg)\n\n{caption}".strip()]

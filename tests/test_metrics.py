@@ -147,7 +147,11 @@ HOLE = [1, math.nan] + [1] * 198
     [
         ("mean", {"pictures": ["a"] * 199}, r"clusters: shape \(3, 199\), not \(3, 200\)"),
         ("mean", {"correct": [HOLE] * 3}, "values: a value is missing"),
-        ("sign flips", {"correct": np.full((3, 200), math.nan)}, "gains: a value is missing"),
+        (
+            "sign flips",
+            {"correct": np.full((3, 200), math.nan)},
+            "gains of one pair: a value is missing",
+        ),
         (
             "calibration",
             {"confidence": np.full((3, 200), 1.5)},

@@ -344,7 +344,7 @@ def test_tables_are_planned_without_what_takes_seconds_to_load(tmp_path):
 import sys
 from cmi_mtl.study import start
 assert start(["phantom"], only_tables=True, more=["-n"]) == 0
-print([m for m in ("transformers", "lark") if m in sys.modules])
+print([m for m in ("torch", "transformers", "lark") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], **options(tmp_path))
     assert done.stdout.splitlines()[-1] == "[]", done.stdout[-2000:]
