@@ -11,7 +11,7 @@ __all__ = ['STRENGTHS', 'BASELINES', 'MEANING', 'SEEN', 'Questions', 'organ_and_
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,33 +33,39 @@ class Questions:
     """Questions as columns of n rows.
 
     `words`: their text; `pictures`: names that are the same for the same picture; `views`: what
-    `usual_answer` knows of a picture; `answers`: normalised; `meaning` (n, d_q) and `seen` (n,
-    d_v): vectors of length 1 for question and picture, None where no baseline asked for them."""
+    `usual_answer` knows of a picture; `answers`: normalised; `vectors`: of length 1, `meaning` (n,
+    d_q) of a question and `seen` (n, d_v) of a picture. Raises `InputError` where one of these two
+    is read that was not computed."""
 
     words: list[str]
     pictures: list[str]
     views: list
     answers: list[str]
-    meaning: torch.Tensor | None = None
-    seen: torch.Tensor | None = None
+    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> torch.Tensor:
+        return self._vectors("meaning")
+
+    @property
+    def seen(self) -> torch.Tensor:
+        return self._vectors("seen")
+
+    def _vectors(self, name: str) -> torch.Tensor:
+        if name not in self.vectors:
+            mend = f"Add the baseline's name to {name.upper()} in chapter 28, or give {name}=…"
+            raise refusal("baseline", f"it reads {name}, which was not computed", mend)
+        return self.vectors[name]
 
     def __getitem__(self, rows: list[int]) -> "Questions":
-        def of(column):
-            if column is None:
-                return None
-            if isinstance(column, torch.Tensor):
-                return column[rows]
-            return [column[i] for i in rows]
-
-        return Questions(*(of(c) for c in vars(self).values()))
+        *columns, vectors = vars(self).values()
+        parts = ([column[i] for i in rows] for column in columns)
+        return Questions(*parts, {k: v[rows] for k, v in vectors.items()})
 
     def __add__(self, other: "Questions") -> "Questions":
-        def both(a, b):
-            if isinstance(a, torch.Tensor):
-                return torch.cat([a, b])
-            return None if a is None else a + b
-
-        return Questions(*(both(a, b) for a, b in zip(vars(self).values(), vars(other).values())))
+        *columns, vectors = zip(vars(self).values(), vars(other).values())
+        both = {k: torch.cat([v, vectors[1][k]]) for k, v in vectors[0].items()}
+        return Questions(*(a + b for a, b in columns), both)
 
 # %% ../nbs/28_baselines.ipynb #924325b0
 def organ_and_modality(s: VQASample):
@@ -76,7 +82,7 @@ def as_questions(
         [s.picture for s in samples],
         [view(s) for s in samples],
         [normalise_answer(s.answer) for s in samples],
-        **vectors,
+        vectors,
     )
 
 # %% ../nbs/28_baselines.ipynb #19845c43
@@ -168,10 +174,8 @@ BASELINES = {
     f.__name__: f
     for f in (majority, usual_answer, question_only, picture_only, look_up, nearest_neighbour)
 }
-MEANING, SEEN = (
-    {"look_up", "nearest_neighbour"},
-    {"picture_only", "nearest_neighbour"},
-)  # what each asks for
+MEANING = {"look_up", "nearest_neighbour"}  # ask for these vectors
+SEEN = {"picture_only", "nearest_neighbour"}
 
 # %% ../nbs/28_baselines.ipynb #a55267b3
 @torch.no_grad()
@@ -211,7 +215,8 @@ def baseline_rows(
     """Prediction rows of the test questions, as a run has them.
 
     `vectors`: `meaning` and `seen`, rows as in `samples`, for the baselines that ask for them.
-    Raises `InputError` for an unknown baseline, and as `best_strength` does."""
+    Raises `InputError` for an unknown baseline, for one that reads vectors which are not given,
+    and as `best_strength` does."""
     if name not in BASELINES:
         raise refusal(f"baseline {name!r}", "unknown", f"Use one of {', '.join(BASELINES)}")
     questions = as_questions(samples, view, **vectors)

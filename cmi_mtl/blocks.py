@@ -26,8 +26,9 @@ from cmi_mtl.settings import (
 @dataclass(frozen=True)
 class Block:
     """Part of a study: `variants` with seeds 0, 1, … on the data sets asked for, or on those
-    of them in `datasets`. `settings` are put over each run's recipe. The notebook in
-    nbs/experiments that has the experiment's name makes its table."""
+    of them in `datasets`; on the phantom so many as `phantom_seeds`. `settings` are put over
+    each run's recipe. The notebook in nbs/experiments that has the experiment's name makes its
+    table."""
 
     experiment: str
     variants: tuple[str, ...]
@@ -64,7 +65,8 @@ STUDIES = {**EXPERIMENTS, "smoke": SMOKE,
 
 # %% ../nbs/appendix/45a_blocks.ipynb #73518bf2
 def load_study(study: str) -> tuple[Block, ...]:
-    """The blocks of a study: a name of `STUDIES`, or a JSON file that lists blocks.
+    """The blocks of a study: a name of `STUDIES`, or a JSON file that lists blocks. In a file,
+    `phantom_seeds` are as many as `seeds` where a block does not say.
 
     Raises `InputError` for an unknown name, and for every wrong key or type in a file."""
     if study in STUDIES:
@@ -81,7 +83,7 @@ def load_study(study: str) -> tuple[Block, ...]:
     problems = [p for i, row in enumerate(rows) for p in _faults(f"{study}, block {i + 1}", row)]
     if problems:
         raise InputError(problems)
-    return tuple(Block(**row) for row in rows)
+    return tuple(Block(**{"phantom_seeds": row.get("seeds", 1), **row}) for row in rows)
 
 # %% ../nbs/appendix/45a_blocks.ipynb #5ab28dfc
 def _names(x) -> bool:

@@ -174,6 +174,7 @@ class CIFR(nn.Module):
         if fusion not in FUSIONS:
             known = f"Use one of {', '.join(FUSIONS)}"
             own = f"If it is yours, import its module or set FUSIONS[{fusion!r}] = YourBlock first"
+            own += "; for make run, the last section of 23_cifr says how"
             raise refusal(f"fusion={fusion!r}", "unknown fusion", f"{known}. {own}")
         block = FUSIONS[fusion]
         self.blocks = nn.ModuleList(block(d, dropout, **options) for _ in range(layers))

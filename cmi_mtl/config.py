@@ -166,7 +166,9 @@ def check_saved(folder: str | Path):
     "Raises `InputError` where the folder holds no saved `CMIMTL`, a damaged one, or the audit's."
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise refusal(folder, "no saved model", "Give the folder that holds its config.json")
+        raise refusal(
+            folder, "no saved model", "Give the folder with its config.json, as a run's model/"
+        )
     with damage_is_said(path):
         saved = json.loads(path.read_text(encoding="utf-8"))
         kind, audit = saved.get("model_type"), saved.get("audit")
@@ -286,8 +288,10 @@ class CMIMTLProcessor(SavedProcessor):
         return image_to_pixels(image, self.image_size, self.image_mean, self.image_std)
 
     def words(self, questions: list[str]) -> dict:
-        "Token ids and mask of questions, padded to the longest, cut at `max_question_length`."
+        """Token ids and mask of questions, padded behind to the longest, cut at
+        `max_question_length`."""
         cut = dict(padding=True, truncation=True, max_length=self.max_question_length)
+        cut |= dict(padding_side="right")  # some tokenizers pad in front, for generators
         tensors = dict(return_tensors="pt", return_token_type_ids=False)
         return dict(self.tokenizer(questions, **cut, **tensors))
 

@@ -83,15 +83,16 @@ def answer_loss(
 class GlobalPath(nn.Module):
     """What a pooled classifier sees (ours, not in the paper).
 
-    `class_tokens`: 1 where the encoder has a class token, else 0; `heads`: of the question's
-    attention, 0 for none. `forward(image (P, N, d), words (B, L, d), lengths (B,), image_index (B,)
-    or None)` -> (B, width); `image_index` tells which of the P pictures each question is about."""
+    `lead`: tokens of the encoder before its patches, a class token and registers, of which the
+    first is taken; `heads`: of the question's attention, 0 for none. `forward(image (P, N, d),
+    words (B, L, d), lengths (B,), image_index (B,) or None)` -> (B, width); `image_index` tells
+    which of the P pictures each question is about."""
 
-    def __init__(self, d: int, class_tokens: int = 0, heads: int = 0):
+    def __init__(self, d: int, lead: int = 0, heads: int = 0):
         super().__init__()
-        self.class_tokens = class_tokens
+        self.lead = lead
         self.attention = nn.MultiheadAttention(d, heads, batch_first=True) if heads else None
-        self.width = d * (3 + class_tokens + bool(heads))
+        self.width = d * (3 + bool(lead) + bool(heads))
         self.norm = nn.LayerNorm(self.width)
 
     def forward(
@@ -99,15 +100,15 @@ class GlobalPath(nn.Module):
     ) -> Tensor:
         if image_index is None:
             image_index = torch.arange(len(words), device=words.device)
-        patches, q = image[:, self.class_tokens :], masked_mean(words, lengths)  # (P, N, d), (B, d)
+        patches, q = image[:, self.lead :], masked_mean(words, lengths)  # (P, N, d), (B, d)
         v = patches.mean(1)[image_index]  # for each question
-        leading = image[:, : self.class_tokens][image_index].unbind(1)  # none or one, (B, d)
+        leading = image[:, : min(self.lead, 1)][image_index].unbind(1)  # none or one, (B, d)
         parts = [*leading, v, q, v * q]
         if self.attention is not None:
             parts.append(attend(self.attention, q, patches, image_index))
         return self.norm(torch.cat(parts, dim=-1))
 
-
+# %% ../nbs/24_ffae.ipynb #72767db6
 def attend(attention: nn.MultiheadAttention, q: Tensor, patches: Tensor, image_index: Tensor):
     """What questions (B, d) see of patches (P, N, d): (B, d).
 

@@ -6,6 +6,7 @@
 __all__ = ['check_fusion', 'ConcatBlock', 'CoAttentionBlock', 'SANBlock', 'normed', 'BANBlock', 'FactorisedProduct', 'MFBBlock']
 
 # %% ../nbs/appendix/23a_fusions.ipynb #89c8c6d5
+import copy
 import math
 
 import torch
@@ -19,7 +20,9 @@ from .lengths import length_mask, masked_mean
 def check_fusion(block: nn.Module, d: int = 64) -> int:
     """Assert what every fusion of width `d` must keep; its number of parameters.
 
-    Raises `AssertionError` that says what fails."""
+    It looks at a copy in evaluation mode, since dropout draws anew in each pass. Raises
+    `AssertionError` that says what fails."""
+    block = copy.deepcopy(block).eval()
     lengths, weights = torch.tensor([9, 4]), torch.randn(2, d)
     v, q = (torch.randn(2, n, d, requires_grad=True) for n in (12, 9))
     v_out, q_out = block(v, q, lengths)
@@ -184,7 +187,7 @@ class FactorisedProduct(nn.Module):
         product = self.dropout(self.x(x) * self.y(y)).float()
         z = product.unflatten(-1, (-1, self.factors)).sum(-1)
         root = (z.abs() + 1e-6).sqrt()  # a slope at 0, too
-        return F.normalize(z.sign() * root, dim=-1)
+        return F.normalize(z.sign() * root, dim=-1).to(x.dtype)
 
 # %% ../nbs/appendix/23a_fusions.ipynb #163858ea
 class MFBBlock(nn.Module):

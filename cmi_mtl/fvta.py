@@ -101,9 +101,10 @@ def contrastive_loss(
 ) -> Tensor:
     """InfoNCE both ways over a (B, B) similarity (paper, L_vtc; smoothing from the published code).
 
-    `keep` (B, B): the pairs that count, all where None (ours). Rows without a negative drop out; if
-    none is left the loss is 0."""
-    keep = torch.ones_like(similarity, dtype=torch.bool) if keep is None else keep
+    `keep` (B, B): the pairs that count, all where None (ours); a row's own pair does in any case.
+    Rows without a negative drop out; if none is left the loss is 0."""
+    own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    keep = torch.ones_like(own) if keep is None else keep | own
     ways = one_way(similarity, keep, smoothing) + one_way(similarity.T, keep.T, smoothing)
     return ways / 2
 

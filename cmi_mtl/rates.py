@@ -44,7 +44,7 @@ def parameter_groups(model: CMIMTL, s: Settings) -> list[dict]:
 def one_cycle(optimiser: torch.optim.Optimizer, s: Settings, steps: int) -> LRScheduler:
     "The rates of each group over `steps` in all: up to the group's `lr`, then down (OneCycleLR)."
     places = steps + 1
-    rising = s.warmup if s.warmup * places > 1 else 0
+    rising = s.warmup if steps > 1 and s.warmup * places > 1 else 0  # a single step is no warm-up
     top = [group["lr"] for group in optimiser.param_groups]
     return OneCycleLR(
         optimiser,

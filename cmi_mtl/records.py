@@ -281,10 +281,10 @@ def paired_difference(
 # %% ../nbs/42_records.ipynb #b95b333a
 def only_where(runs: list[dict], kind: str, column: str = "question_type") -> list[dict]:
     """Published records with the questions of one kind alone, by the value of this column, such as
-    "organ"; `test` stays that of all."""
+    "organ"; none where a record has no such column. `test` stays that of all."""
     out = []
     for r in runs:
-        chosen = [value == kind for value in r["per_question"][column]]
+        chosen = [value == kind for value in r["per_question"].get(column, [])]
         columns = {k: list(compress(c, chosen)) for k, c in r["per_question"].items()}
         out.append({**r, "per_question": columns})
     return out

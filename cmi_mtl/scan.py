@@ -88,6 +88,11 @@ def _inert(lengths, delta_softplus, delta, *others):
     others = [None if x is None else x.masked_fill(padding, 0.0) for x in others]
     return [delta.masked_fill(padding, still), *others]
 
+
+def _silent(y, lengths):
+    "y (batch, d, L), 0 at the padding. A gradient that arrives there, even an infinite one, stops."
+    return y.masked_fill(~length_mask(lengths, y.shape[2])[:, None], 0.0)
+
 # %% ../nbs/21_scan.ipynb #27642c50
 PATHS = ("cuda", "compiled", "chunked", "reference")
 log = logging.getLogger(__name__)
@@ -230,12 +235,14 @@ def selective_scan(
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     with torch.autocast(u.device.type, enabled=False):
         if path == "cuda":
-            return cuda_scan(*inputs, delta_softplus)
-        real = [None if x is None else x.to(computed_in(u)) for x in inputs]
-        if path == "compiled":
-            return compiled_scan(*real, delta_softplus, lengths).to(u.dtype)
-        scan = {"chunked": chunked_scan, "reference": _reference_scan}[path]
-        return scan(*real, delta_softplus).to(u.dtype)
+            y = cuda_scan(*inputs, delta_softplus)
+        else:
+            real = [None if x is None else x.to(computed_in(u)) for x in inputs]
+            if path == "compiled":
+                return compiled_scan(*real, delta_softplus, lengths).to(u.dtype)
+            scan = {"chunked": chunked_scan, "reference": _reference_scan}[path]
+            y = scan(*real, delta_softplus).to(u.dtype)
+    return y if lengths is None else _silent(y, lengths)
 
 # %% ../nbs/21_scan.ipynb #4f9cb5b8
 def _check_conv(where, x, axes, weight, bias):

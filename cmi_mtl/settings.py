@@ -314,7 +314,7 @@ def make_settings(dataset: str = "phantom", preset: str | None = None, **given) 
 def _rule_of_variants() -> dict:
     "Made when it is asked for: a variant may be added in a cell."
     known = (*VARIANTS, *AUDIT)
-    rule = f"one of {', '.join(known)}; a new one is a row of VARIANTS"
+    rule = f"one of {', '.join(known)}; a new one is a row of VARIANTS, exported by nbdev_export"
     return {rule: (one_of(*known), "variant")}
 
 # %% ../nbs/30_settings.ipynb #1a62ef75

@@ -10,6 +10,8 @@ __all__ = ['DRY', 'check', 'say', 'only_one', 'snakemake_command', 'snakemake', 
 import argparse
 import contextlib
 import fcntl
+import functools
+import json
 import os
 import re
 import shutil
@@ -40,9 +42,9 @@ from cmi_mtl.plan import (
 )
 
 # %% ../nbs/46_study.ipynb #f7391ca6
-def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
+def check(datasets: list[str], study: str = "full", models: bool = True) -> list[PlannedRun]:
     """The planned runs of a study whose settings are all right. Raises one `InputError` that lists
-    every wrong data set, experiment, variant, parameter and combination."""
+    every wrong data set, experiment, variant, parameter and, with `models`, combination."""
     runs = planned(datasets, study)
     known = f"Use one of {', '.join(sorted(LOADERS))}"
     problems = [
@@ -60,7 +62,7 @@ def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     ]
     problems += experiment_problems(study)
     for run in runs:
-        problems += _run_problems(run)
+        problems += _run_problems(run, models)
     by_name = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
@@ -81,7 +83,7 @@ def check(datasets: list[str], study: str = "full") -> list[PlannedRun]:
     return runs
 
 # %% ../nbs/46_study.ipynb #ac6f0c54
-def _run_problems(run: PlannedRun) -> list[Problem]:
+def _run_problems(run: PlannedRun, models: bool) -> list[Problem]:
     "What is wrong with the settings of one run."
     fixed = [
         Problem(
@@ -95,22 +97,24 @@ def _run_problems(run: PlannedRun) -> list[Problem]:
     if fixed:
         return fixed
     try:
-        s = run.settings()
-        if s.model_options:
-            _small_model(s.options_of_model)
+        options = run.settings().options_of_model
+        if models:
+            _small_model(json.dumps(options, sort_keys=True))
     except InputError as e:
         return e.problems
     return []
 
 # %% ../nbs/46_study.ipynb #65e81a3d
-def _small_model(options: dict):
-    "Builds a tiny model with these options. Raises `InputError` where they do not fit each other."
-    # imported here: most studies change no option, and tables are made without a model
+@functools.cache  # runs of one variant differ in seed and data
+def _small_model(options: str):
+    "Builds a tiny model of options in JSON. Raises `InputError` where they do not fit together."
+    # imported here: tables are made without a model
     from cmi_mtl.build import check_options
     from cmi_mtl.config import tiny_config
     from cmi_mtl.encoders import build_tokenizer
     from cmi_mtl.model import CMIMTL
 
+    options = json.loads(options)
     check_options(options)
     try:
         CMIMTL(tiny_config(["yes", "no"], build_tokenizer(["is it there"]), **options))
@@ -243,7 +247,7 @@ def start(
     Snakemake's options, with "-n" nothing is made or deleted. Raises `InputError`, before anything
     is made, for wrong settings or data, no records, another folder, and a study at work here."""
     datasets = list(dict.fromkeys(datasets))
-    runs = check(datasets, study)
+    runs = check(datasets, study, models=not only_tables)
     if not EXPERIMENT_NOTEBOOKS.is_dir():
         raise refusal(EXPERIMENT_NOTEBOOKS, "no such folder here", "Go to the Makefile's folder")
     top, dry = top_of(study), any(map(DRY.fullmatch, more))

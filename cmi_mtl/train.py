@@ -83,7 +83,8 @@ def start_accelerator(s: Settings) -> Accelerator:
 # %% ../nbs/37_train.ipynb #2b76f990
 @contextlib.contextmanager
 def small_is_zero():
-    "Within it a CPU takes numbers below 1e-38 for zero, where it can; afterwards all is as before."
+    """Within it this thread takes numbers below 1e-38 for zero, where a CPU can; afterwards all is
+    as before. Threads of torch that worked before keep them."""
     before = (torch.tensor(1e-40) * 1).item() == 0
     torch.set_flush_denormal(True)
     try:

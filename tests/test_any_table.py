@@ -7,15 +7,18 @@ from pathlib import Path
 
 import made_data
 import made_run
+import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 import cmi_mtl.train as T
+from cmi_mtl import run
 from cmi_mtl.core import InputError
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.records import publish
 from cmi_mtl.samples import normalise_answer
 
+PAGES = Path(__file__).resolve().parent.parent / "nbs/experiments"
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 QUESTION = st.one_of(TEXT, st.sampled_from(["Is it well?", "Where is it?"]))
 ANSWER = st.one_of(TEXT, st.integers(-3, 3), st.sampled_from(["yes", "no", "left side"]))
@@ -78,3 +81,29 @@ def test_whatever_passes_the_loader_trains_and_is_published(rows):
         assert record["test"]["overall"]["questions"] == tested
         kept = json.loads(publish(top / "run", top / "records").read_text(encoding="utf-8"))
         assert len(kept["per_question"]["correct"]) == tested
+
+
+@pytest.mark.parametrize("answers", [("yes", "left side", "no"), ("yes", "no")])
+def test_pages_are_made_of_a_bare_table(tmp_path, answers):
+    "It has no organ, no modality and no kind of question; the second not one open question either."
+    rows = [
+        r
+        | {"image": f"{k % 3}.png", "question": f"Is it {k}?", "answer": answers[k % len(answers)]}
+        for k, r in enumerate(6 * WHOLE)
+    ]
+    T.train(settings_for(tmp_path, rows), tmp_path / "run")
+    kept = publish(tmp_path / "run", tmp_path / "records").read_text(encoding="utf-8")
+    columns = json.loads(kept)["per_question"]
+    assert columns.keys().isdisjoint({"organ", "modality", "question_type", "linked"})
+    assert set(columns["answer_type"]) == ({"CLOSED"} if len(answers) == 2 else {"OPEN", "CLOSED"})
+    for page in ("comparison", "ablation"):
+        argv = [str(PAGES / f"{page}.ipynb"), "--out", str(tmp_path / "pages")]
+        argv += ["-p", "dataset", "table", "-p", "records", str(tmp_path / "records")]
+        assert run.main(argv) == 0, page
+    comparison, ablation = (
+        (tmp_path / f"pages/{page}_table.md").read_text(encoding="utf-8")
+        for page in ("comparison", "ablation")
+    )
+    assert "answer type: CLOSED" in comparison and "organ: " not in comparison
+    assert ("## Written answers" in comparison) == ("OPEN" in columns["answer_type"])
+    assert "no question has one" in ablation

@@ -1,5 +1,6 @@
 "The ask page, served by Voila, in a real browser: it answers, shows a map, and says what is wrong with what it is given."
 
+import csv
 import json
 import os
 import re
@@ -185,3 +186,24 @@ def test_a_large_picture_is_taken(page, tmp_path):
         arg=before,
         timeout=60_000,
     )
+
+
+def test_python_of_the_readme_runs(model, tmp_path):
+    "With this model in place of the one that `make run` leaves, and another table's questions."
+    from cmi_mtl.datasets import load_dataset
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S))
+    theirs, samples = tmp_path / "theirs.csv", load_dataset("phantom", n_images=60)[:12]
+    columns = ("image", "question", "answer")
+    with open(theirs, "w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows([columns, *([getattr(s, c) for c in columns] for s in samples)])
+    places = {"runs/train/phantom/cmi_mtl/seed0/model": str(model), "theirs.csv": str(theirs)}
+    for written, here in places.items():
+        assert code.count(written) == 1
+        code = code.replace(written, here)
+    found = {}
+    exec(code, found)
+    assert found["heat"].min() >= 0 and found["heat"].max() <= 1
+    assert [r["question"] for r in found["rows"]] == [s.question for s in samples]
+    assert all(r["correct"] in (True, False) for r in found["rows"])

@@ -20,7 +20,8 @@ from cmi_mtl.core import (
     read_jsonl,
     value_of,
 )
-from cmi_mtl.datasets import load_dataset
+from cmi_mtl.datasets import LOADERS, load_dataset, loader
+from cmi_mtl.rows import Entry, check
 
 HEAD = "image,question,answer,answer_type,split\n"
 GOOD = "ok.jpg,Is it well?,yes,CLOSED,train\n"
@@ -180,6 +181,11 @@ HEADINGS = {
         "image,question,answer,planet\nok.jpg,Is it?,yes,Mars\nok.jpg,Is it?,yes,Mars\n",
         "unknown column planet",
         "known are answer, answer_type",
+    ),
+    "column of patients": (
+        "image,question,answer,patient_id\nok.jpg,Is it?,yes,7\n",
+        "unknown column patient_id",
+        "A patient's number goes into image_id",
     ),
     "column twice": (
         "image,question,answer,answer\nok.jpg,Is it?,yes,no\n",
@@ -407,6 +413,63 @@ def test_names_and_options(root):
     )
 
 
+def squares(root):
+    "The entries of a person's own loader, forty of them."
+    values = dict(image=str(root / "ok.jpg"), image_id="ok", question="Is it?", answer="yes")
+    values |= dict(answer_type="CLOSED", split="train")
+    return [Entry(f"square {i}", values | dict(qid=i)) for i in range(40)]
+
+
+def test_the_place_of_a_loader_of_your_own(root, monkeypatch):
+    seen = []
+    monkeypatch.setitem(LOADERS, "squares", lambda root: seen.append(Path(root)) or check([]))
+    place = data_home() / "squares"
+    says(refused(root, "squares"), f"{place}: ", "no data_root is given", "as data_root")
+    says(refused(root, "squares", root / "gone"), "gone: no such file", "correct the path")
+    assert not seen
+    place.mkdir(parents=True)
+    says(refused(root, "squares"), f"{place}: the loader of squares finds no question", "data_root")
+    says(refused(root, "squares", root), f"{root}: the loader of squares finds no question")
+    assert seen == [place, root]
+    monkeypatch.setitem(LOADERS, "made", lambda root=None: check(squares(seen[1])))
+    assert len(load_dataset("made")) == 40  # it needs no place
+    with pytest.raises(InputError, match="loader 'none': it takes no folder. Give it the param"):
+        loader("none")(lambda: [])
+
+
+@pytest.mark.parametrize(
+    "returned, found",
+    [
+        (lambda root: None, "returns NoneType."),
+        (lambda root: squares(root)[0].values, "returns dict."),
+        (lambda root: squares(root), "returns a list of Entry."),
+        (lambda root: [*check(squares(root)), {}, None], "returns a list of NoneType, dict."),
+        (lambda root: (s for s in check(squares(root))), "returns generator."),
+    ],
+)
+def test_what_a_loader_of_your_own_returns(root, monkeypatch, returned, found):
+    monkeypatch.setitem(LOADERS, "squares", returned)
+    says(refused(root, "squares", root), "dataset='squares': its loader", found, "VQASample")
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (dict(patient=7), ("square 0: unknown field patient", "known are answer, answer_type")),
+        (dict(image=None), ("square 0: no image is named", "Name a file")),
+    ],
+)
+def test_fields_of_a_loader_of_your_own(root, monkeypatch, change, parts):
+    entries = squares(root)
+    entries[0].values.update(change)
+    monkeypatch.setitem(LOADERS, "squares", lambda root: check(entries))
+    says(refused(root, "squares", root), *parts)
+    entries[0].values.pop("image")
+    assert any("no image is named" in p for p in refused(root, "squares", root))
+    entries[0] = entries[0].values
+    says(refused(root, "squares", root), "entries: they hold dict, not Entry", "Entry(where, val")
+
+
 def test_image_over_the_limit_of_pil(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     path = table(root, HEAD + GOOD)
@@ -491,7 +554,26 @@ def test_all_problems_are_listed_at_once(root):
         load_dataset("table", root / "mine.csv")
     for broken in (["1"] * 3, ["{"] * 3):
         assert len(refused(root, "table", jsonl(root, *broken))) == 3
-    assert len(refused(root, "table", table(root, HEAD + "a,b\n" * 60))) == 60
+
+
+def test_the_same_fault_in_many_rows_is_one_line(root, monkeypatch):
+    entries = squares(root)
+    for e in entries[2:]:
+        e.values.pop("split")
+    entries[0].values["answer"] = ""
+    monkeypatch.setitem(LOADERS, "squares", lambda root: check(entries))
+    empty, split = refused(root, "squares", root)
+    assert empty.startswith("square 0: the answer is empty")
+    says([split], "square 2 and 37 more: unknown split ''. Write train, validation or test.")
+    for path in (
+        table(root, HEAD + "a,b\n" * 60),
+        jsonl(root, *["{"] * 60),
+        jsonl(root, *[dict(image="ok.jpg", question="Is it?")] * 60),
+    ):
+        says(refused(root, "table", path), " and 59 more: ")
+    rows = "".join(f'ok.jpg,Is it {i}?,yes,"[]"\n' for i in range(9))
+    path = table(root, "image,question,answer,regions\n" + rows)
+    says(refused(root, "table", path), "row 2 and 8 more: regions is not a list", "use JSONL")
 
 
 def test_what_is_harmless_is_accepted(root):
