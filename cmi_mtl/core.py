@@ -48,13 +48,13 @@ class InputError(ValueError):
 
     def __init__(self, problems: list[Problem] | Problem, shown: int = 50):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
-        n = len(self.problems)
-        lines = [f"  {p}" for p in self.problems[:shown]] + (
-            [f"  … and {n - shown} more"] if n > shown else []
-        )
-        super().__init__(
-            str(self.problems[0]) if n == 1 else f"{n} problems found:\n" + "\n".join(lines)
-        )
+        self.shown, n = shown, len(self.problems)
+        lines = [f"{n} problems found:", *(f"  {p}" for p in self.problems[:shown])]
+        lines += [f"  … and {n - shown} more"] if n > shown else []
+        super().__init__(str(self.problems[0]) if n == 1 else "\n".join(lines))
+
+    def __reduce__(self):  # for other processes: by default the text would be taken for problems
+        return type(self), (self.problems, self.shown)
 
 
 class NotWritable(InputError, OSError):
@@ -114,9 +114,8 @@ def write_json(path: str | Path, obj):
 
 def write_jsonl(path: str | Path, rows):
     "Write `rows`, one JSON object a line, atomically."
-    write_text(
-        path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
-    )
+    lines = (json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
+    write_text(path, "".join(lines))
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -296,25 +295,27 @@ def package_versions(roots: Iterable[str] = ROOTS) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 # %% ../nbs/01_core.ipynb #12c31f41
+_HERE = Path(globals().get("__file__", ".")).resolve()  # in a notebook its folder
+
+
 def _git(*args: str) -> str | None:
+    "What git says; None where it does not keep this code, as in another project's environment."
+    how = dict(cwd=_HERE.parent if _HERE.is_file() else _HERE, check=True, capture_output=True)
     try:
-        return subprocess.run(
-            ["git", *args],
-            cwd=Path(__file__).parent if "__file__" in globals() else None,
-            check=True,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        ).stdout.strip()
+        subprocess.run(["git", "ls-files", "--error-unmatch", str(_HERE)], **how)
+        return subprocess.run(["git", *args], encoding="utf-8", **how).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def provenance(device: "torch.device") -> dict:
-    "Commit, versions, device and time of now: what the record of any experiment says."
+    """Commit, versions, device and time of now: what the record of any experiment says.
+
+    `commit` and `tree_changed` are None where git does not know this code."""
+    changes = _git("status", "--porcelain")
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "tree_changed": bool(_git("status", "--porcelain")),
+        "tree_changed": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version(), **package_versions()},
         "device": device_name(device),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -19,7 +19,7 @@ from .core import Problem, data_home, refusal, sha256_file
 from .fetch import HUB, download, is_there
 from .ovqa import load_ovqa
 from .rows import Entry, as_text, check, closed_or_open, is_box, is_utf8, read_rows
-from .samples import Region, VQASample, same_pictures, warn_of_twins
+from .samples import SPLITS, Region, VQASample, least_names, tied, warn_of_twins
 from .slake import load_slake
 from .vqa_rad import load_vqa_rad
 from .vqa_rad_hub import load_vqa_rad_hub
@@ -112,8 +112,8 @@ def load_dataset(name: str, root=None, **options) -> list[VQASample]:
     return samples
 
 # %% ../nbs/12_datasets.ipynb #3ab29952
-def _hash_split(image_id: str) -> str:
-    x = int(hashlib.sha256(image_id.encode(errors="surrogatepass")).hexdigest()[:8], 16) / 16**8
+def _hash_split(name: str) -> str:
+    x = int(hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8], 16) / 16**8
     return "train" if x < 0.7 else "validation" if x < 0.85 else "test"
 
 
@@ -125,16 +125,18 @@ def _digest(path: str) -> str:
         return path
 
 
-def _fill_splits(rows: list[dict]):
-    """A split for the rows that name none: the one that is given for their picture, else one by its
-    hash. Rows are of one picture if they share an image id or the bytes of a file."""
+def _fill_splits(rows: list[dict], ids: list[str | None]):
+    """A split for the rows that name none: a valid one that is given for their picture, else one by
+    a hash: of the `ids` that the user gave, of the bytes where there are none.
+
+    Rows are of one picture if they share an image id or the bytes of a file."""
     digest = {path: _digest(path) for path in {v["image"] for v in rows}}
-    pictures = same_pictures(
-        [as_text(v["image_id"]) for v in rows], [digest[v["image"]] for v in rows]
-    )
-    given = {picture: v["split"] for v, picture in zip(rows, pictures) if v.get("split")}
-    for v, picture in zip(rows, pictures):
-        v["split"] = v.get("split") or given.get(picture) or _hash_split(picture)
+    digests = [digest[v["image"]] for v in rows]
+    groups = tied([as_text(v["image_id"]) for v in rows], digests)
+    names = least_names(groups, digests) | least_names(groups, ids)
+    given = {g: v["split"] for v, g in zip(rows, groups) if as_text(v.get("split")) in SPLITS}
+    for v, g in zip(rows, groups):
+        v["split"] = v.get("split") or given.get(g) or _hash_split(names[g])
 
 # %% ../nbs/12_datasets.ipynb #40bc0741
 REGION_MEND = "Write name, and box [left, top, width, height] or mask and value"
@@ -204,7 +206,7 @@ def load_table(root) -> list[VQASample]:
     mend = REGION_MEND
     if path.suffix.lower() == ".csv":
         mend = "A cell of a CSV table cannot hold them: use JSONL"
-    entries, problems, reported = [], [], set()
+    entries, problems, reported, ids = [], [], set(), []
     for i, (where, r) in enumerate(read_rows(path, ("image", "question", "answer")), 1):
         if unknown := set(r) - COLUMNS - reported:
             reported |= unknown
@@ -219,7 +221,8 @@ def load_table(root) -> list[VQASample]:
         problems += [Problem(where, fault, mend) for fault in faults]
         v["regions"] = () if faults else tuple(_region(g, path.parent) for g in regions)
         entries.append(Entry(where, v))
-    _fill_splits([e.values for e in entries])
+        ids.append(as_text(r.get("image_id")) or None)
+    _fill_splits([e.values for e in entries], ids)
     return check(entries, problems)
 
 # %% ../nbs/12_datasets.ipynb #ad77915c

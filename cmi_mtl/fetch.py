@@ -202,6 +202,8 @@ def download(
                 write_json(ready / "source.json", found)
                 os.rename(ready, target)
             shutil.rmtree(staging, ignore_errors=True)
+    except InputError:  # of which NotWritable, an OSError too, names a place of its own
+        raise
     except OSError as e:
         mend = "Make room, or set CMI_MTL_DATA to another folder"
         raise refusal(target, f"cannot be written ({e})", mend) from e

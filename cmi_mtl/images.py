@@ -170,9 +170,12 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def square(source, size: int) -> np.ndarray:
     """A picture, as `open_image` takes it, padded with black to a square and resized:
-    (size, size, 3), 8 bits."""
-    bicubic = Image.Resampling.BICUBIC
-    return np.array(ImageOps.pad(open_image(source), (size, size), bicubic, color="black"))
+    (size, size, 3), 8 bits. Of a thin one at least one line is left."""
+    bicubic, image = Image.Resampling.BICUBIC, open_image(source)
+    least = -(-max(image.size) // size)  # pixels that become one
+    if min(image.size) < least:
+        image = image.resize([max(side, least) for side in image.size], bicubic)
+    return np.array(ImageOps.pad(image, (size, size), bicubic, color="black"))
 
 
 def normalise_pixels(squares, mean=IMAGENET[0], std=IMAGENET[1]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import read_record
+from .core import check_schema, read_record, refusal
 from .intervals import cluster_bootstrap
 
 # %% ../nbs/appendix/41b_map_measures.ipynb #c717d08c
@@ -88,11 +88,23 @@ def read_map_records(
     """What was measured of the maps of each training of a variant, by file name.
 
     `records`: the folder of published records. Empty where nothing of the kind is there. Raises
-    `InputError` for a record that is not whole."""
+    `InputError` for a record that is not whole, is of another schema, or of other questions or
+    data than the first."""
     found = sorted(Path(records, "grounding").glob(f"{dataset}-{variant}-seed*-{split}.json"))
-    return {f"grounding/{p.name}": read_record(p) for p in found}
+    read = {f"grounding/{p.name}": read_record(p) for p in found}
+    for name, record in read.items():
+        check_schema(record, name)
+        first = next(iter(read))
+        if _measured_on(record) != _measured_on(read[first]):
+            what = f"its maps were measured on other questions or data than in {first}"
+            raise refusal(name, what, "Measure all trainings alike, or move one of the two away")
+    return read
 
 
+def _measured_on(record: dict) -> tuple:
+    return record.get("data"), (record.get("per_question") or {}).get("qid")
+
+# %% ../nbs/appendix/41b_map_measures.ipynb #fcb82908
 def rows_by_method(records: dict[str, dict]) -> dict[str, list[dict]]:
     """Method -> a row for each question, as `measure_grounding` has it, of all trainings.
 

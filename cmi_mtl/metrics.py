@@ -23,7 +23,8 @@ GROUPS = ("organ", "modality", "question_type")
 def accuracy(rows: list[dict], key: str = "correct", **interval) -> dict:
     """Accuracy in percent with its 95 % interval and the number of questions, None for none.
 
-    Clusters are pictures, by `image_digest` or else `image_id`: a picture may have two names."""
+    Clusters are pictures, by `image_digest` or else `image_id`: a picture may have two names. Two
+    pictures of one patient are two clusters, though they share an `image_id`."""
     if not rows:
         return {"accuracy": None, "low": None, "high": None, "questions": 0}
     correct = [r[key] for r in rows]

@@ -112,7 +112,8 @@ def _named_levels(path: Path) -> dict[str, int]:
 def load_slake(root=None, language: str = "en") -> list[VQASample]:
     """SLAKE 1.0: train, validate and test.json with imgs/xmlabN/ and, for regions, mask.txt.
 
-    `language` is 'en' or 'zh'. Leaves out qid 1622, which has no answer. Raises `InputError`."""
+    `language` is 'en' or 'zh'. Regions are found by their English names: hardly a Chinese question
+    has one. Leaves out qid 1622, which has no answer. Raises `InputError`."""
     root = Path(root or data_home() / "slake")
     if language not in ("en", "zh"):
         raise refusal(f"language={language!r}", "SLAKE has no such language", "Use 'en' or 'zh'")

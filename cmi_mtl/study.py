@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from .blocks import STUDIES, load_study
+from .blocks import STUDIES, load_study, top_of
 from .core import InputError, Problem, refusal, sha256_json, write_json
 from .datasets import LOADERS, load_dataset
 from cmi_mtl.plan import (
@@ -38,7 +38,6 @@ from cmi_mtl.plan import (
     planned_tables,
     stamp,
     stamp_run,
-    top_of,
 )
 
 # %% ../nbs/46_study.ipynb #f7391ca6

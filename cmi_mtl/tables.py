@@ -162,7 +162,7 @@ def kinds_table(runs: dict[str, list[dict]], variant: str = "cmi_mtl") -> str:
             raise refusal("the table of kinds", f"{v} has no record", "Publish one")
     names = ["kind of question", "questions", "accuracy", "usual answer by wording and view"]
     names, rows = [*names, "difference"], []
-    kinds = {k for k in runs[variant][0]["per_question"]["question_type"] if k is not None}
+    kinds = {k for k in runs[variant][0]["per_question"].get("question_type", []) if k is not None}
     for kind in sorted(kinds):
         some = {v: only_where(side, kind) for v, side in runs.items()}
         sides = [[r["per_question"]["correct"] for r in some[v]] for v in (variant, "usual_answer")]

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from cmi_mtl import fetch
-from cmi_mtl.core import InputError
+from cmi_mtl.core import InputError, NotWritable, Problem
 from cmi_mtl.datasets import load_dataset
 from cmi_mtl.fetch import HUB, download
 from cmi_mtl.slake import load_slake
@@ -355,6 +355,16 @@ def test_place_that_cannot_be_written(hub, tmp_path):
         and "cannot be written" in message
         and "CMI_MTL_DATA" in message
     )
+
+
+def test_another_place_that_cannot_be_written_is_named_itself(hub, tmp_path, monkeypatch):
+    "Such as a cache that the loader keeps: it is no fault of the data's folder."
+
+    def write_json(path, obj):
+        raise NotWritable(Problem("/elsewhere", "cannot be written (full)", "Make room there"))
+
+    monkeypatch.setattr(fetch, "write_json", write_json)
+    assert failure(download, "slake") == "/elsewhere: cannot be written (full). Make room there."
 
 
 def test_ovqa_says_how_to_apply(hub, tmp_path):

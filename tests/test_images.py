@@ -229,6 +229,11 @@ def test_eight_bits_are_never_stretched(tmp_path):
     assert set(grey(tmp_path / "flat.png")) == {70}
 
 
+def test_eight_bits_with_a_sign_are_stretched(tmp_path):
+    a = np.tile(np.arange(-64, 64, dtype=np.int8), (16, 1))
+    assert near(shown(tmp_path, a), (a[0].astype(int) + 64) / 127 * 255)
+
+
 def test_eight_bits_in_other_units_are_stretched(tmp_path):
     a = np.tile(np.arange(40, 104, dtype=np.uint8), (16, 1))
     levels = shown(tmp_path, a, RescaleSlope=2, RescaleIntercept=-1000)
@@ -272,8 +277,10 @@ def test_padding_written_as_unsigned(tmp_path):
     assert near(levels[8:], (a[0, 8:] - a[0, 8]) / (2500 - a[0, 8]) * 255)
 
 
-def test_nothing_but_padding(tmp_path):
-    message = refused(dicom(tmp_path / "a.dcm", np.full((4, 4), 9, np.uint16), PixelPaddingValue=9))
+@pytest.mark.parametrize("header", [{}, WHOLE, dict(BitsStored=8, HighBit=7)], ids=str)
+def test_nothing_but_padding(tmp_path, header):
+    a = np.full((4, 4), 9, np.uint16)
+    message = refused(dicom(tmp_path / "a.dcm", a, PixelPaddingValue=9, **header))
     assert "holds no value" in message and "Export it" in message
 
 
@@ -708,3 +715,12 @@ def test_a_file_that_the_disk_does_not_give(tmp_path, monkeypatch):
     path = made_data.write({"x.png": made_data.picture(0, kind="PNG")}, tmp_path) / "x.png"
     monkeypatch.setattr("builtins.open", failing)
     assert "cannot be read as an image (input/output error)" in refused(path)  # and not: empty
+
+
+# ---- to a square
+
+
+@pytest.mark.parametrize("size", [(500, 1), (1, 500), (400, 1), (1000, 3)], ids=str)
+def test_something_is_left_of_a_thin_picture(size):
+    lines = (square(Image.new("L", size, 255), 224)[..., 0] == 255).all(int(size[0] > size[1]))
+    assert lines.sum() == 1

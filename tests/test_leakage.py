@@ -4,11 +4,12 @@ import collections
 import csv
 import json
 import warnings
+from dataclasses import replace
 
 import made_data
 import pytest
 
-from cmi_mtl.core import data_home
+from cmi_mtl.core import InputError, data_home
 from cmi_mtl.datasets import check_samples, load_dataset
 from cmi_mtl.samples import carve_validation, leakage_report, normalise_answer
 
@@ -54,6 +55,59 @@ def test_a_row_without_split_joins_its_picture(tmp_path):
         ]
 
 
+def splits_of(samples):
+    return [s.split for s in samples]
+
+
+def test_rows_added_later_move_no_other(tmp_path):
+    "The same pictures under names that are less in order than those of before."
+    before = [(f"copies/{i}.png", None) for i in range(40)]
+    splits = splits_of(table(tmp_path, before))
+    more = [(f"{i}.png", None) for i in range(40)]
+    assert splits_of(table(tmp_path, more + before)) == splits + splits
+
+
+def test_names_of_files_play_no_part(tmp_path):
+    "Nor the sign between folders, which another system writes otherwise."
+    splits = [
+        splits_of(table(tmp_path, [(f"{folder}{i}.png", None) for i in range(40)]))
+        for folder in ("", "copies/")
+    ]
+    assert splits[0] == splits[1] and len(set(splits[0])) == 3
+
+
+def test_pictures_added_to_a_patient_join_the_others(tmp_path):
+    made_data.write(PICTURES, tmp_path)
+
+    def loaded(rows):
+        lines = [f"{i}.png,Is it {k}?,yes,patient {i % 8}" for k, i in enumerate(rows)]
+        text = "\n".join(["image,question,answer,image_id", *lines])
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return splits_of(load_dataset("table", tmp_path / "t.csv"))
+
+    first, rows = loaded(range(20, 40)), range(40)
+    second = loaded(rows)
+    assert second[20:] == first and len(set(first)) > 1
+    assert all(second[i] == second[20 + (i - 20) % 8] for i in rows)
+
+
+def test_a_wrong_split_is_said_of_its_own_row_alone(tmp_path):
+    with pytest.raises(InputError) as e:
+        table(tmp_path, [("1.png", "val"), ("copies/1.png", None)])
+    assert [p.what for p in e.value.problems] == ["unknown split 'val'"]
+
+
+def test_the_report_sees_a_patient(tmp_path):
+    "Two pictures of one patient, divided by hand."
+    made_data.write(PICTURES, tmp_path)
+    rows = ["1.png,Is it?,yes,train,7", "2.png,Is it?,yes,test,7", "3.png,Is it?,no,test,8"]
+    text = "\n".join(["image,question,answer,split,image_id", *rows])
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    (row,) = leakage_report(load_dataset("table", tmp_path / "t.csv"))
+    assert (row["images"], row["shared_images"], row["questions_on_shared_images"]) == (2, 1, 1)
+    assert row["identical_image_and_question"] == 0
+
+
 def test_the_report_sees_a_copy(tmp_path):
     samples = table(tmp_path, [("1.png", "train"), ("copies/1.png", "test"), ("2.png", "test")])
     assert leakage_report(samples)[0] | {"questions": 0} == {
@@ -80,12 +134,29 @@ def test_validation_carved_by_image_keeps_copies_together(tmp_path):
     assert picture["validation"] and not picture["train"] & picture["validation"]
 
 
-def test_every_loader_names_the_content(tmp_path):
+def test_words_on_one_picture_stay_together_with_a_link_and_without(tmp_path):
+    samples = table(tmp_path, [(f"{i}.png", "train") for i in range(40) for _ in "ab"])
+    samples = [
+        replace(s, question="Why?", linked_id=f"g{i}" if i % 2 else None)
+        for i, s in enumerate(samples)
+    ]
+    for seed in range(5):
+        split = splits_of(carve_validation(samples, seed=seed))
+        assert split[::2] == split[1::2] and set(split) == {"train", "validation"}
+
+
+def test_loaders_of_files_name_the_content(tmp_path):
     made_data.write(made_data.rad_files(), tmp_path / "rad")
     made_data.write(made_data.slake_files(), tmp_path / "slake")
     for name, folder in (("vqa_rad", "rad"), ("slake", "slake")):
         samples = load_dataset(name, tmp_path / folder)
         assert all(len(s.image_digest) == 64 and s.picture == s.image_digest for s in samples)
+
+
+def test_the_phantom_names_its_pictures_by_their_ids(tmp_path):
+    "It draws each once; a digest would change what published records say of its data."
+    samples = load_dataset("phantom", tmp_path, n_images=10, size=48)
+    assert all(s.image_digest is None and s.picture == s.image_id for s in samples)
 
 
 @pytest.mark.skipif(not (data_home() / "vqa_rad").is_dir(), reason="VQA-RAD is not at hand")

@@ -129,6 +129,20 @@ def test_a_comparison_without_a_row_is_refused(tmp_path, capsys):
     assert "no row of this page has a record. Make and publish one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "given, part",
+    [
+        ({"dataset": "table", "publish_to": "records"}, "names of your own pictures"),
+        ({"methods": '["occlusion"]'}, "grad_cam, the method of the checks, is not among them"),
+    ],
+)
+def test_maps_that_cannot_be_kept_are_refused_before_they_are_made(given, part, tmp_path, capsys):
+    argv = [str(ROOT / "nbs/experiments/interpretability.ipynb"), "--out", str(tmp_path / "maps")]
+    given = {"checkpoint": str(tmp_path / "no model"), **given}
+    assert run.main(argv + [x for k, v in given.items() for x in ("-p", k, v)]) == 1
+    assert part in capsys.readouterr().err
+
+
 def test_a_page_of_two_recipes_is_refused(tmp_path):
     "Before it is written: what differs is then not the models' own."
     for name in ("cmi_mtl", "pooled"):

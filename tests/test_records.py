@@ -574,7 +574,9 @@ def test_a_schema_of_any_type_is_refused(records, schema):
 def test_two_recipes_have_no_line_of_the_summary(records):
     one = records["train-table-cmi_mtl-seed0.json"]
     other = {**one, "settings": {**one["settings"], "variant": "pooled", "epochs": 9}}
-    with pytest.raises(InputError, match="table, pooled: trained in another way.*settings.epochs"):
+    with pytest.raises(
+        InputError, match="train-table-pooled-seed0.json: trained in another way.*settings.epochs"
+    ):
         tables.summary_table({"a": one, "b": other})
 
 

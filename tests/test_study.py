@@ -231,6 +231,13 @@ def test_tables_of_nothing_are_refused(of_tables, capsys):
     assert names["table selection ovqa"] == "figures/records/*-ovqa-*.json"
 
 
+def test_the_maps_of_a_study_publish_nothing(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (row,) = planned_tables(["phantom"], "interpretability", Path("."))
+    assert "-p checkpoint" in row["command"]
+    assert "-p records" not in row["command"] and "publish_to" not in row["command"]
+
+
 def test_an_experiment_without_a_notebook_stops_before_the_first_run(tmp_path, capsys, monkeypatch):
     said = refused(capsys, monkeypatch, tmp_path, [{**BLOCKS[0], "experiment": "smal"}])
     assert "experiment='smal': no notebook" in said and not (tmp_path / "runs").exists()
