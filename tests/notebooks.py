@@ -149,11 +149,11 @@ def files_named(trees, folder, root):
 
 
 def content(path):
-    "Digest of a file, or of the files right in a folder."
+    "Digest of a file, or of all files in a folder and in those below it."
     if path.is_file():
         return digest(path.read_bytes())
-    files = [p for p in path.iterdir() if p.is_file() and p.name[0] != "."]
-    return digest({p.name: digest(p.read_bytes()) for p in files})
+    files = [p for p in path.rglob("*") if p.is_file() and p.name[0] != "."]
+    return digest({p.relative_to(path).as_posix(): digest(p.read_bytes()) for p in files})
 
 
 def outputs_of(nb):

@@ -64,7 +64,8 @@ def address(model):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = {**os.environ, "CMI_MTL_MODEL": str(model), "PYTHONPATH": str(ROOT)}
+    given = os.path.relpath(model, ROOT)  # seen from the Makefile's folder
+    env = {**os.environ, "CMI_MTL_MODEL": given, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(
         [
             sys.executable,

@@ -146,9 +146,7 @@ def test_own_table_twice(tmp_path):
     assert any(
         "injected-parameters" in c.metadata.get("tags", []) and str(path) in c.source for c in cells
     )
-    start = time.perf_counter()
     assert main([str(a) for a in args]) == 0
-    assert time.perf_counter() - start < 120  # quick: no installing, no second encoding
     again = json.loads((out / "record.json").read_text(encoding="utf-8"))
     assert again["test_scorings"] == 2
     assert_alike(again["test"], record["test"])

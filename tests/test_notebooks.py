@@ -219,6 +219,7 @@ SPOILT = [
     ),
     ("cmi_mtl/other.py", "1", "-1", {TWO: "cmi_mtl/other.py changed"}),
     ("figures/records/a.json", "70", "71", {INDEX: "figures/records changed"}),
+    ("figures/records/deep/b.json", "{}", "[]", {INDEX: "figures/records changed"}),
     ("figures/note.txt", "new", "newer", {INDEX: "figures/note.txt changed"}),
     (notebooks.SIDECAR, ONE, "nbs/gone.ipynb", {ONE: "it has no entry", "nbs/gone.ipynb": GONE}),
 ]
@@ -248,7 +249,6 @@ def test_added_record_makes_the_index_stale(top, capsys):
         ("cmi_mtl/value.py", "Prose.", "Other prose."),  # comes from the title of a notebook
         ("cmi_mtl/unused.py", "1", "2"),
         ("cmi_mtl/one.py", "1", "2"),
-        ("figures/records/deep/b.json", "{}", "[]"),
         ("runs/model.json", "1", "2"),
     ],
 )
