@@ -12,9 +12,11 @@ import torch
 from PIL import ImageFilter
 
 from .block_influence import record_calls
+from .config import evaluating
 from .core import refusal, seed_everything
 from cmi_mtl.explain import (
     EncodedQuestion,
+    answer_column,
     encode_question,
     explain,
     explain_encoded,
@@ -133,7 +135,9 @@ def _probabilities(model: CMIMTL, pictures: list, question: str) -> torch.Tensor
     batch = model.processor(pictures, [question] * len(pictures))
     batch = {k: x.to(model.device) for k, x in batch.items()}
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    return (model(**batch).logits.float() / model.config.confidence_temperature).softmax(-1)
+    with evaluating(model):
+        logits = model(**batch).logits.float()
+    return (logits / model.config.confidence_temperature).softmax(-1)
 
 
 def reliance(model: CMIMTL, sample: VQASample, without) -> dict:
@@ -149,10 +153,11 @@ def reliance(model: CMIMTL, sample: VQASample, without) -> dict:
 def fine_share(encoded: EncodedQuestion, answer: str, steps: int = 32) -> float:
     """The share of the fine path in an answer's logit, 0 to 1, by integrated gradients from h = 0.
 
-    1 without a global path, 0 where FVTA and CIFR are off."""
+    1 without a global path, 0 where FVTA and CIFR are off. Raises `InputError` for an answer
+    outside the vocabulary."""
     from captum.attr import IntegratedGradients  # here, since it is slow to import
 
-    classifier, column = encoded.model.classifier, encoded.model.config.answers.index(answer)
+    classifier, column = encoded.model.classifier, answer_column(encoded.model, answer)
     (((h,), _, _),) = record_calls([classifier.head], encoded.output)[0]
     with torch.enable_grad():
         parts = IntegratedGradients(classifier.head).attribute(
@@ -203,14 +208,15 @@ def deletion_insertion(
     """Probability of `answer` after 0, 1/steps, … of the picture's pixels are blurred.
 
     They are blurred in falling order of `values` (H, W). Beside it the same for a blurred picture
-    that is restored: two arrays (steps + 1,)."""
+    that is restored: two arrays (steps + 1,). Raises `InputError` for an answer outside the
+    vocabulary."""
     image = open_image(image)
     blurred = image.filter(ImageFilter.GaussianBlur(max(image.size) / 12))
     sharp, dull = np.asarray(image), np.asarray(blurred)
     first = first_pixels(values, steps)
     pictures = [np.where(f, dull, sharp) for f in first] + [np.where(f, sharp, dull) for f in first]
     p = _probabilities(model, pictures, question)
-    curves = p[:, model.config.answers.index(answer)].cpu().numpy()
+    curves = p[:, answer_column(model, answer)].cpu().numpy()
     return curves[: steps + 1], curves[steps + 1 :]
 
 # %% ../nbs/41_grounding.ipynb #c658099b

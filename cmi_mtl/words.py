@@ -8,9 +8,9 @@ __all__ = ['explain_question']
 # %% ../nbs/appendix/41a_words.ipynb #63408255
 import torch
 
+from .config import evaluating
 from .explain import classifier_score, encode_question, given_answer
 from .model import CMIMTL
-from .samples import normalise_answer
 
 # %% ../nbs/appendix/41a_words.ipynb #22c0b3c9
 def explain_question(
@@ -18,23 +18,25 @@ def explain_question(
 ) -> list[tuple[str, float]]:
     """Each token of the question with its part in the logit of `answer`, in logits.
 
-    `answer`: by default the one given. The parts add up to the logit less that for a question of
-    padding tokens, up to the error of `steps` steps. Raises `InputError` as `explain` does."""
+    `answer`: by default the one given. The parts add up to the logit less that with padding's
+    vector in the place of each word, up to the error of `steps` steps. Raises `InputError` as
+    `explain` does."""
     from captum.attr import LayerIntegratedGradients  # here, since it is slow to import
 
-    encoded = encode_question(model, image, question)
-    answer = given_answer(encoded) if answer is None else normalise_answer(answer)
-    score, tokenizer = classifier_score(answer), model.processor.tokenizer
-
-    def logit(ids):
-        return score(model, encoded.output(input_ids=ids))
-
-    ids = encoded.input_ids
-    special = tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)
-    special = torch.tensor(special, device=ids.device).bool()
-    blank = torch.where(special, ids, tokenizer.pad_token_id)
-    gradients = LayerIntegratedGradients(logit, model.text_encoder.get_input_embeddings())
-    found = gradients.attribute(ids, blank, n_steps=steps, internal_batch_size=steps)
+    tokenizer = model.processor.tokenizer
+    frame = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+    frame |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    with evaluating(model):
+        encoded = encode_question(model, image, question)
+        score = classifier_score(given_answer(encoded) if answer is None else answer)
+        ids = encoded.input_ids
+        special = torch.tensor([i in frame for i in ids[0].tolist()], device=ids.device)
+        blank = torch.where(special, ids, tokenizer.pad_token_id)
+        gradients = LayerIntegratedGradients(
+            lambda ids: score(model, encoded.output(input_ids=ids)),
+            model.text_encoder.get_input_embeddings(),
+        )
+        found = gradients.attribute(ids, blank, n_steps=steps, internal_batch_size=steps)
     parts = found[0].sum(-1).tolist()  # over the width of the embedding
     words = [tokenizer.decode([i]).strip() for i in ids[0].tolist()]
     return [(w, p) for w, p, s in zip(words, parts, special.tolist()) if not s]

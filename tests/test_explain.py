@@ -123,7 +123,7 @@ def test_explaining_leaves_the_model_as_it_was():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert hooks_and_attention(model) == (0, "sdpa")
+    assert hooks_and_attention(model) == (0, "sdpa") and model.training
 
 
 @pytest.mark.parametrize("method", ["query_attention", "hidden_attention", "gate"])
