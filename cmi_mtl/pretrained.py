@@ -53,9 +53,15 @@ def load_bert_into_qformer(qformer: QFormer, bert: str | nn.Module) -> KeyReport
     """Copy the self-attention and feed-forward weights of a BERT (folder, hub name or model) into
     the Q-Former.
 
-    Raises `InputError` when the widths differ or the BERT has fewer layers."""
+    Raises `InputError` when the widths differ, the BERT has fewer layers, or computes something
+    else with the same weights."""
     if not isinstance(bert, nn.Module):
         bert = load_encoder(str(bert))
+    for setting in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        ours, theirs = (getattr(m.config, setting) for m in (qformer.layers, bert))
+        if ours != theirs:
+            what, remedy = f"is {ours!r}, BERT's is {theirs!r}", "Make them equal"
+            raise refusal(f"Q-Former, {setting}", what, remedy)
     target = qformer.layers.state_dict()
     named = {name: qformer_name(name) for name in bert.state_dict()}
     fits = {named[k]: t for k, t in bert.state_dict().items() if named[k] in target}
