@@ -123,8 +123,5 @@ def check_top(study: str):
     except (OSError, ValueError, KeyError, TypeError):  # no study was there
         return
     if top != Path(".") and other != os.path.relpath(study):
-        what, remedy = (
-            f"{top} holds the runs of {other}",
-            "Rename the file, or move that folder away",
-        )
-        raise refusal(study, what, remedy)
+        what = f"{top} holds the runs of {other}"
+        raise refusal(study, what, "Rename the file, or move that folder away")

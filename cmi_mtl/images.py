@@ -8,6 +8,7 @@ __all__ = ['WHITE_IS_ZERO', 'WHOLE_FILE', 'SHAPES', 'IMAGENET', 'read_image', 'i
 
 # %% ../nbs/11_images.ipynb #2ca672ee
 import io
+import math
 import os
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def square(source, size: int) -> np.ndarray:
     """A picture, as `open_image` takes it, padded with black to a square and resized:
     (size, size, 3), 8 bits. Of a thin one at least one line is left."""
     bicubic, image = Image.Resampling.BICUBIC, open_image(source)
-    least = -(-max(image.size) // size)  # pixels that become one
+    least = math.ceil(max(image.size) / size)  # so many pixels become one
     if min(image.size) < least:
         image = image.resize([max(side, least) for side in image.size], bicubic)
     return np.array(ImageOps.pad(image, (size, size), bicubic, color="black"))
